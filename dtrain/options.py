@@ -63,22 +63,24 @@ def build(cls: type[O], name: str, options: Mapping[str, Any], **given: Any) -> 
 
     ``given`` are fields that come from elsewhere in the spec, so they are no options.
     """
+    kind = cls.section.rpartition(".")[2]
     fields = [field for field in dataclasses.fields(cls) if field.name not in given]
     known = [field.name for field in fields]
     for option in options:
         if option not in known:
             raise InputError(
-                f"{cls.section}.{option}: {cls.section} {name!r} has no option {option!r}; {_suggest(option, known)}"
+                f"{cls.section}.{option}: {kind} {name!r} has no option {option!r}; {_suggest(option, known)}"
             )
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in options:
-            raise InputError(f"{cls.section}.{field.name}: {cls.section} {name!r} needs it; add the key")
+            raise InputError(f"{cls.section}.{field.name}: {kind} {name!r} needs it; add the key")
     return cls(**options, **given)
 
 
 def unknown_name(section: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a table, to be raised by the owner of the table."""
-    return InputError(f"{section}.name: there is no {section} {name!r}; {_suggest(str(name), list(known))}")
+    kind = section.rpartition(".")[2]
+    return InputError(f"{section}.name: there is no {kind} {name!r}; {_suggest(str(name), list(known))}")
 
 
 def _suggest(word: str, known: list[str]) -> str:

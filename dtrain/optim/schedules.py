@@ -24,7 +24,7 @@ class Schedule(Protocol):
 class Constant(Options):
     """The same learning rate at every step."""
 
-    section: ClassVar[str] = "schedule"
+    section: ClassVar[str] = "optimizer.schedule"
 
     base: float = number(at_least=0)
 
@@ -39,7 +39,7 @@ class Step(Options):
     As StepLR and MultiStepLR of PyTorch: the factor acts from step ``every``, or from the milestone, on.
     """
 
-    section: ClassVar[str] = "schedule"
+    section: ClassVar[str] = "optimizer.schedule"
 
     base: float = number(at_least=0)
     factor: float = number(0.1, above=0)
@@ -49,7 +49,9 @@ class Step(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.every is None) == (not self.milestones):
-            raise InputError("schedule.every: a step schedule needs either every or milestones; give one of the two")
+            raise InputError(
+                "optimizer.schedule.every: a step schedule needs either every or milestones; give one of the two"
+            )
 
     def lr(self, step: int) -> float:
         drops = step // self.every if self.every else sum(step >= milestone for milestone in self.milestones)
@@ -63,7 +65,7 @@ class Cosine(Options):
     SGDR's annealing (Loshchilov and Hutter, arXiv:1608.03983, equation 5) without restarts.
     """
 
-    section: ClassVar[str] = "schedule"
+    section: ClassVar[str] = "optimizer.schedule"
 
     base: float = number(at_least=0)
     steps: int = number(at_least=1)
@@ -99,21 +101,22 @@ SCHEDULES: dict[str, type[Constant] | type[Step] | type[Cosine]] = {
 
 
 def make_schedule(
-    name: str = "constant", *, lr: float, warmup: int = 0, total_steps: int | None = None, **options: Any
+    name: str = "constant", *, lr: float, warmup_steps: int = 0, total_steps: int | None = None, **options: Any
 ) -> Schedule:
-    """The schedule of that name with base rate ``lr``, after ``warmup`` steps of linear rise.
+    """The schedule of that name with base rate ``lr``, after ``warmup_steps`` steps of linear rise.
 
-    A cosine without ``steps`` ends with the job: it takes ``total_steps`` (of the job) minus ``warmup``. Raises
+    A cosine without ``steps`` ends with the job: it takes ``total_steps`` (of the job) minus ``warmup_steps``. Raises
     ``InputError`` for a name, an option or a value that does not exist or fit.
     """
     if name not in SCHEDULES:
-        raise unknown_name("schedule", name, SCHEDULES)
-    warmup = checked("schedule.warmup", int, warmup, {"at least": 0})
+        raise unknown_name("optimizer.schedule", name, SCHEDULES)
+    warmup = checked("optimizer.schedule.warmup_steps", int, warmup_steps, {"at least": 0})
     lr = checked("optimizer.lr", float, lr, {"at least": 0})
     if name == "cosine" and options.get("steps") is None and total_steps is not None:
         if total_steps <= warmup:
             raise InputError(
-                f"schedule.warmup: expected less than the job's {total_steps} steps, got {warmup}; lower it"
+                f"optimizer.schedule.warmup_steps: expected less than the job's {total_steps} steps, got {warmup}; "
+                "lower it"
             )
         options["steps"] = total_steps - warmup
     schedule: Schedule = build(SCHEDULES[name], name, options, base=lr)

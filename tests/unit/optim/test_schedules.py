@@ -52,20 +52,20 @@ def test_cosine_stays_at_its_floor() -> None:
 
 
 def test_warm_up_rises_in_equal_parts_and_then_starts_the_schedule() -> None:
-    warmed = rates(40, "step", lr=1.0, every=10, factor=0.5, warmup=4)
+    warmed = rates(40, "step", lr=1.0, every=10, factor=0.5, warmup_steps=4)
     assert warmed[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert warmed[4:] == rates(36, "step", lr=1.0, every=10, factor=0.5)
 
 
 def test_a_cosine_without_steps_ends_with_the_job() -> None:
-    schedule = make_schedule("cosine", lr=1.0, warmup=10, total_steps=110)
+    schedule = make_schedule("cosine", lr=1.0, warmup_steps=10, total_steps=110)
     assert schedule.lr(10) == 1.0
     assert schedule.lr(60) == pytest.approx(0.5)
     assert schedule.lr(110) == 0.0
 
 
 def test_rates_are_python_floats() -> None:
-    assert all(type(rate) is float for rate in rates(5, "cosine", lr=1, steps=3, warmup=2))
+    assert all(type(rate) is float for rate in rates(5, "cosine", lr=1, steps=3, warmup_steps=2))
 
 
 def test_numbers_written_as_text_are_taken() -> None:
@@ -75,17 +75,23 @@ def test_numbers_written_as_text_are_taken() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "cosin", "lr": 1.0}, "schedule.name: there is no schedule 'cosin'; did you mean 'cosine'?"),
+        ({"name": "cosin", "lr": 1.0}, "optimizer.schedule.name: there is no schedule 'cosin'; did you mean 'cosine'?"),
         ({"name": "constant", "lr": -1.0}, "optimizer.lr: expected a number at least 0, got -1.0"),
         ({"name": "constant", "lr": math.inf}, "optimizer.lr: expected a number, got inf"),
-        ({"name": "constant", "lr": 1.0, "base": 2.0}, "schedule.base: schedule 'constant' has no option 'base'"),
-        ({"name": "constant", "lr": 1.0, "warmup": 1.5}, "schedule.warmup: expected a whole number, got 1.5"),
-        ({"name": "step", "lr": 1.0}, "schedule.every: a step schedule needs either every or milestones"),
-        ({"name": "step", "lr": 1.0, "every": 3, "milestones": [2]}, "give one of the two"),
-        ({"name": "cosine", "lr": 1.0}, "schedule.steps: schedule 'cosine' needs it"),
         (
-            {"name": "cosine", "lr": 1.0, "warmup": 9, "total_steps": 9},
-            "schedule.warmup: expected less than the job's 9",
+            {"name": "constant", "lr": 1.0, "base": 2.0},
+            "optimizer.schedule.base: schedule 'constant' has no option 'base'",
+        ),
+        (
+            {"name": "constant", "lr": 1.0, "warmup_steps": 1.5},
+            "optimizer.schedule.warmup_steps: expected a whole number, got 1.5",
+        ),
+        ({"name": "step", "lr": 1.0}, "optimizer.schedule.every: a step schedule needs either every or milestones"),
+        ({"name": "step", "lr": 1.0, "every": 3, "milestones": [2]}, "give one of the two"),
+        ({"name": "cosine", "lr": 1.0}, "optimizer.schedule.steps: schedule 'cosine' needs it"),
+        (
+            {"name": "cosine", "lr": 1.0, "warmup_steps": 9, "total_steps": 9},
+            "optimizer.schedule.warmup_steps: expected less than the job's 9",
         ),
     ],
 )
