@@ -1,0 +1,60 @@
+"""The engine: trace a NumPy function, differentiate it, plan it, run it, check it.
+
+A traced function is a `Graph` of `Tensor` nodes (`tensor.py`); what a node computes and its derivative is a `Primitive` (`primitive.py`,
+`ops/`); which NumPy function records what is a table (`numpy_functions.py`); `backward` adds the reverse sweep to the same graph; `Plan`
+makes a flat list of calls of it. This package knows nothing of workers or of training.
+"""
+
+from dtrain.graph import numpy_functions as _numpy_functions  # fills the tables of dispatch
+from dtrain.graph.api import grad, trace, value_and_grad, vjp
+from dtrain.graph.context import (
+    StepContext,
+    current_context,
+    dropout,
+    is_training,
+    keep_mask,
+    random_words,
+    step_context,
+    step_key,
+)
+from dtrain.graph.differentiate import backward
+from dtrain.graph.ops.elementwise import relu, sigmoid
+from dtrain.graph.ops.reduction import logsumexp
+from dtrain.graph.ops.shape import stop_gradient
+from dtrain.graph.plan import Arena, Bound, Plan
+from dtrain.graph.primitive import PRIMITIVES, Primitive, primitive
+from dtrain.graph.tensor import Graph, Tensor, scope
+from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
+
+__all__ = [
+    "PRIMITIVES",
+    "Arena",
+    "Bound",
+    "Graph",
+    "Plan",
+    "Primitive",
+    "StepContext",
+    "Tensor",
+    "backward",
+    "current_context",
+    "dropout",
+    "flatten",
+    "grad",
+    "is_training",
+    "keep_mask",
+    "logsumexp",
+    "map_leaves",
+    "named_leaves",
+    "primitive",
+    "random_words",
+    "relu",
+    "scope",
+    "sigmoid",
+    "step_context",
+    "step_key",
+    "stop_gradient",
+    "trace",
+    "unflatten",
+    "value_and_grad",
+    "vjp",
+]

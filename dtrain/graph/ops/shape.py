@@ -1,0 +1,289 @@
+"""Shape primitives: views where NumPy has views, copies where it must copy.
+
+A view primitive owns no buffer; `view` raises ValueError where a layout does not allow it, and the plan then copies first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, record
+from dtrain.graph.tensor import Tensor
+
+
+def _is_same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+@primitive(view=_is_same)
+def alias(g, out, x):
+    """The same array under another node: what a nested derivative is taken with respect to, so that levels never mix."""
+    return g
+
+
+@primitive(view=_is_same)
+def stop(g, out, x):
+    """The same array, held constant by the reverse sweep."""
+    return None
+
+
+def stop_gradient(x: Any) -> Any:
+    """Return x as a constant of the derivative; a plain array is returned as it is."""
+    return stop(x) if isinstance(x, Tensor) else x
+
+
+def _reshape(x: np.ndarray, *, shape: Shape) -> np.ndarray:
+    return x.reshape(shape, copy=False)
+
+
+@primitive(view=_reshape, name="reshape")
+def reshape_(g, out, x, *, shape):
+    """np.reshape in C order."""
+    return np.reshape(g, x.shape)
+
+
+def _transpose(x: np.ndarray, *, axes: Shape) -> np.ndarray:
+    return x.transpose(axes)
+
+
+@primitive(view=_transpose, name="transpose")
+def transpose_(g, out, x, *, axes):
+    """np.transpose."""
+    inverse = [0] * len(axes)
+    for i, a in enumerate(axes):
+        inverse[a] = i
+    return np.transpose(g, inverse)
+
+
+def _broadcast(x: np.ndarray, *, shape: Shape) -> np.ndarray:
+    return np.broadcast_to(x, shape)
+
+
+@primitive(view=_broadcast, name="broadcast_to")
+def broadcast_(g, out, x, *, shape):
+    """np.broadcast_to; its gradient is summed where broadcasting is undone."""
+    return g
+
+
+def _cast_shape(x: Any, *, dtype: np.dtype[Any]) -> tuple[Shape, np.dtype[Any]]:
+    return x.shape, dtype
+
+
+def _cast_bind(out: np.ndarray, x: np.ndarray, **static: Any) -> Call:
+    return partial(np.copyto, out, x, "unsafe")
+
+
+@primitive(shape=_cast_shape, bind=_cast_bind)
+def cast(g, out, x, *, dtype):
+    """astype. The gradient takes the input's dtype where broadcasting is undone."""
+    return g
+
+
+def _copy_shape(x: Any) -> tuple[Shape, np.dtype[Any]]:
+    return x.shape, x.dtype
+
+
+@primitive(shape=_copy_shape, bind=_cast_bind)
+def copy_(g, out, x):
+    """np.copy, C-contiguous."""
+    return g
+
+
+def _join_shape(*parts: Any, axis: int) -> tuple[Shape, np.dtype[Any]]:
+    first = parts[0].shape
+    total = 0
+    for part in parts:
+        if (
+            len(part.shape) != len(first)
+            or part.shape[:axis] != first[:axis]
+            or part.shape[axis + 1 :] != first[axis + 1 :]
+        ):
+            raise ValueError("shapes differ off the axis")
+        total += part.shape[axis]
+    return (*first[:axis], total, *first[axis + 1 :]), np.result_type(*[part.dtype for part in parts])
+
+
+def _join_bind(out: np.ndarray, *parts: np.ndarray, axis: int) -> Call:
+    return partial(np.concatenate, parts, axis, out)
+
+
+def _join_expects(*parts: Any, axis: int) -> str:
+    return f"shapes equal except along axis {axis}"
+
+
+@primitive(shape=_join_shape, bind=_join_bind, name="concatenate", expects=_join_expects)
+def join(g, out, *parts, axis):
+    """np.concatenate. Each part's gradient is a slice of g."""
+    result = []
+    start = 0
+    for part in parts:
+        stop = start + part.shape[axis]
+        result.append(g[(slice(None),) * axis + (slice(start, stop),)])
+        start = stop
+    return tuple(result)
+
+
+# -- the NumPy functions composed of them ---------------------------------------------------------------------------------------
+
+
+def astype(x: Any, dtype: Any, **options: Any) -> Tensor:
+    """Record ndarray.astype; the same dtype records nothing."""
+    x = as_tensor(x)
+    dtype = np.dtype(dtype)
+    if x.dtype == dtype and not x.weak:
+        return x
+    node = record(cast, (x,), {"dtype": dtype})
+    node.weak = False
+    return node
+
+
+def copy(x: Any, *args: Any, **options: Any) -> Tensor:
+    """Record np.copy."""
+    return copy_(as_tensor(x))
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    return (int(shape),) if isinstance(shape, int | np.integer) else tuple([int(n) for n in shape])
+
+
+def reshape(x: Any, *shape: Any, order: str = "C", copy: Any = None) -> Tensor:
+    """Record np.reshape(x, shape) and x.reshape(2, -1)."""
+    x = as_tensor(x)
+    wanted = _as_shape(shape[0] if len(shape) == 1 or isinstance(shape[0], tuple | list) else shape)
+    if order != "C":
+        raise ValueError("reshape of a traced array is in C order")
+    if -1 in wanted:
+        known = 1
+        for n in wanted:
+            known *= n if n != -1 else 1
+        if known and x.size % known == 0:
+            wanted = tuple([n if n != -1 else x.size // known for n in wanted])
+    if wanted == x.shape:
+        return x
+    return record(reshape_, (x,), {"shape": wanted})
+
+
+def ravel(x: Any, order: str = "C") -> Tensor:
+    """Record np.ravel and ndarray.flatten."""
+    return reshape(x, -1, order=order)
+
+
+def transpose(x: Any, *axes: Any) -> Tensor:
+    """Record np.transpose(x, axes), x.transpose(1, 0) and x.T."""
+    x = as_tensor(x)
+    order: Any = axes[0] if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], tuple | list)) else axes
+    if not order:
+        order = range(x.ndim)[::-1]
+    order = tuple([int(a) % x.ndim for a in order])
+    if order == tuple(range(x.ndim)):
+        return x
+    return record(transpose_, (x,), {"axes": order})
+
+
+def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
+    """Record np.swapaxes."""
+    order = list(range(as_tensor(x).ndim))
+    order[axis1], order[axis2] = order[axis2], order[axis1]
+    return transpose(x, order)
+
+
+def moveaxis(x: Any, source: Any, destination: Any) -> Tensor:
+    """Record np.moveaxis."""
+    x = as_tensor(x)
+    sources = [a % x.ndim for a in _as_shape(source)]
+    targets = [a % x.ndim for a in _as_shape(destination)]
+    order = [a for a in range(x.ndim) if a not in sources]
+    for target, origin in sorted(zip(targets, sources, strict=True)):
+        order.insert(target, origin)
+    return transpose(x, order)
+
+
+def expand_dims(x: Any, axis: Any) -> Tensor:
+    """Record np.expand_dims."""
+    x = as_tensor(x)
+    axes = _as_shape(axis)
+    ndim = x.ndim + len(axes)
+    axes = tuple([a % ndim for a in axes])
+    rest = iter(x.shape)
+    return reshape(x, tuple([1 if i in axes else next(rest) for i in range(ndim)]))
+
+
+def squeeze(x: Any, axis: Any = None) -> Tensor:
+    """Record np.squeeze."""
+    x = as_tensor(x)
+    if axis is None:
+        return reshape(x, tuple([n for n in x.shape if n != 1]))
+    axes = [a % x.ndim for a in _as_shape(axis)]
+    for a in axes:
+        if x.shape[a] != 1:
+            raise ValueError(f"squeeze: axis {a} of shape {x.shape} has length {x.shape[a]}, not 1")
+    return reshape(x, tuple([n for i, n in enumerate(x.shape) if i not in axes]))
+
+
+def broadcast_to(x: Any, shape: Any) -> Tensor:
+    """Record np.broadcast_to."""
+    x = as_tensor(x)
+    wanted = _as_shape(shape)
+    return x if wanted == x.shape else record(broadcast_, (x,), {"shape": wanted})
+
+
+def concatenate(arrays: Any, axis: Any = 0, out: None = None, **options: Any) -> Tensor:
+    """Record np.concatenate."""
+    parts = [as_tensor(a) for a in arrays]
+    if axis is None:
+        parts, axis = [ravel(p) for p in parts], 0
+    return record(join, parts, {"axis": int(axis) % max(parts[0].ndim, 1)})
+
+
+def stack(arrays: Any, axis: int = 0, out: None = None, **options: Any) -> Tensor:
+    """Record np.stack."""
+    return concatenate([expand_dims(a, axis) for a in arrays], axis % (as_tensor(arrays[0]).ndim + 1))
+
+
+def vstack(arrays: Any, **options: Any) -> Tensor:
+    """Record np.vstack."""
+    return concatenate([a if np.ndim(a) > 1 else reshape(a, 1, -1) for a in arrays], 0)
+
+
+def hstack(arrays: Any, **options: Any) -> Tensor:
+    """Record np.hstack."""
+    parts = [a if np.ndim(a) else reshape(a, 1) for a in arrays]
+    return concatenate(parts, 0 if parts[0].ndim == 1 else 1)
+
+
+def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Tensor]:
+    """Record np.split as views."""
+    x = as_tensor(x)
+    axis %= x.ndim
+    n = x.shape[axis]
+    if isinstance(indices_or_sections, int | np.integer):
+        if n % int(indices_or_sections):
+            raise ValueError(f"split: {n} along axis {axis} does not divide into {indices_or_sections} equal parts")
+        step = n // int(indices_or_sections)
+        bounds = list(range(step, n, step))
+    else:
+        bounds = [int(i) for i in indices_or_sections]
+    edges = [0, *bounds, n]
+    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _like(fill: float) -> Any:
+    def make(x: Any, dtype: Any = None, *args: Any, **options: Any) -> Tensor:
+        x = as_tensor(x)
+        constant = x.graph.constant(np.asarray(fill, dtype or x.dtype)[()])
+        return broadcast_to(constant, x.shape)
+
+    return make
+
+
+zeros_like = _like(0.0)
+ones_like = _like(1.0)
+
+
+def full_like(x: Any, fill_value: Any, dtype: Any = None, **options: Any) -> Tensor:
+    """Record np.full_like; the fill value may be traced."""
+    x = as_tensor(x)
+    return broadcast_to(astype(as_tensor(fill_value, x.graph), dtype or x.dtype), x.shape)

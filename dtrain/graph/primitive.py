@@ -1,0 +1,296 @@
+"""Primitives: what one node computes (a kernel that writes into given memory), its shape rule, and its gradient rule.
+
+The gradient rule is an ordinary function `rule(g, out, *inputs, **static)` that returns one expression per input, written with NumPy
+functions on Tensors, so that it records itself and can be differentiated again. `g` has the shape of `out`; a returned gradient may
+have any shape that broadcasts against the input: broadcasting is undone in `differentiate.py` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from dtrain.errors import ShapeError, TraceError
+from dtrain.graph.tensor import EMPTY, Graph, Tensor, active_graph, format_line, user_line
+
+Call = Callable[[], Any]
+Shape = tuple[int, ...]
+Static = dict[str, Any]
+
+PRIMITIVES: dict[str, Primitive] = {}
+"""Every primitive by name. `tests/ops_table.py` must hold a sample of each."""
+
+
+class Primitive:
+    """One operation. Calling it records a node (and computes it while the graph is eager).
+
+    `is_elementwise`: out[i] depends on no other element than i of the inputs, so an input that dies may give its memory.
+    `is_view`: the result shares the input's memory. `is_random`: not folded, not merged.
+    """
+
+    is_elementwise = False
+    is_view = False
+    is_random = False
+
+    def __init__(self, name: str, rule: Callable[..., Any] | None, doc: str | None) -> None:
+        if name in PRIMITIVES:
+            raise ValueError(f"there is already a primitive {name}")
+        self.name = name
+        self.rule = rule
+        self.__doc__ = doc
+        PRIMITIVES[name] = self
+
+    def __repr__(self) -> str:
+        return f"<primitive {self.name}>"
+
+    def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
+        """Return shape and dtype of the result; raises ValueError where the shapes do not fit."""
+        raise NotImplementedError
+
+    def evaluate(self, values: Sequence[Any], static: Static) -> Any:
+        """Compute the result into new memory (a view where the primitive is one)."""
+        raise NotImplementedError
+
+    def bind(self, out: np.ndarray, values: Sequence[np.ndarray], static: Static) -> Call:
+        """Return a call without arguments that computes the result into `out`. It allocates nothing where NumPy allows."""
+        raise NotImplementedError
+
+    def expects(self, inputs: Sequence[Tensor], static: Static) -> str:
+        """Say in one phrase which shapes would fit, for the error message."""
+        return "shapes that broadcast together"
+
+    def __call__(self, *args: Any, **static: Any) -> Tensor:
+        return record(self, args, static or EMPTY)
+
+
+class Ufunc(Primitive):
+    """A NumPy ufunc of one output: elementwise with broadcasting, dtype by NumPy's own promotion."""
+
+    is_elementwise = True
+
+    def __init__(self, ufunc: np.ufunc, name: str, rule: Callable[..., Any] | None, doc: str | None) -> None:
+        super().__init__(name, rule, doc)
+        self.ufunc = ufunc
+
+    def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
+        dtype = resolve(self.ufunc, *[i.dtype for i in inputs])
+        shape = inputs[0].shape
+        for other in inputs[1:]:
+            if other.shape != shape:
+                return np.broadcast_shapes(*[i.shape for i in inputs]), dtype
+        return shape, dtype
+
+    def evaluate(self, values: Sequence[Any], static: Static) -> Any:
+        return self.ufunc(*values)
+
+    def bind(self, out: np.ndarray, values: Sequence[np.ndarray], static: Static) -> Call:
+        if self.ufunc is np.maximum or self.ufunc is np.minimum:  # NumPy deprecates their positional `out`
+            return partial(self.ufunc, *values, out=out)
+        return partial(self.ufunc, *values, out)
+
+    def __call__(self, *args: Any, **static: Any) -> Tensor:
+        return record(self, promote(args))
+
+
+class Kernel(Primitive):
+    """A primitive given by a shape rule and a binder `bind(out, *values, **static) -> call`."""
+
+    def __init__(
+        self,
+        name: str,
+        rule: Callable[..., Any] | None,
+        doc: str | None,
+        shape: Callable[..., tuple[Shape, np.dtype[Any]]],
+        bind: Callable[..., Call],
+        is_elementwise: bool = False,
+        is_random: bool = False,
+        expects: Callable[..., str] | None = None,
+    ) -> None:
+        super().__init__(name, rule, doc)
+        self._shape = shape
+        self._bind = bind
+        self._expects = expects
+        self.is_elementwise = is_elementwise
+        self.is_random = is_random
+
+    def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
+        return self._shape(*inputs, **static)
+
+    def evaluate(self, values: Sequence[Any], static: Static) -> Any:
+        values = [np.asarray(v) for v in values]
+        shape, dtype = self._shape(*values, **static)
+        out = np.empty(shape, dtype)
+        self._bind(out, *values, **static)()
+        return out
+
+    def bind(self, out: np.ndarray, values: Sequence[np.ndarray], static: Static) -> Call:
+        return self._bind(out, *values, **static)
+
+    def expects(self, inputs: Sequence[Tensor], static: Static) -> str:
+        return self._expects(*inputs, **static) if self._expects else super().expects(inputs, static)
+
+
+class View(Primitive):
+    """A primitive whose result shares memory with its one input; `view(x, **static)` raises ValueError where it cannot."""
+
+    is_view = True
+
+    def __init__(
+        self, name: str, rule: Callable[..., Any] | None, doc: str | None, view: Callable[..., np.ndarray]
+    ) -> None:
+        super().__init__(name, rule, doc)
+        self.view = view
+
+    def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
+        (x,) = inputs
+        return self.view(prototype(x.shape, x.dtype), **static).shape, x.dtype
+
+    def evaluate(self, values: Sequence[Any], static: Static) -> Any:
+        x = np.asarray(values[0])
+        try:
+            return self.view(x, **static)
+        except ValueError:
+            return self.view(np.ascontiguousarray(x), **static)
+
+    def expects(self, inputs: Sequence[Tensor], static: Static) -> str:
+        return f"a shape that fits {', '.join(f'{k}={v}' for k, v in static.items())}"
+
+
+def primitive(
+    kernel: np.ufunc | None = None,
+    *,
+    name: str | None = None,
+    shape: Callable[..., Any] | None = None,
+    bind: Callable[..., Call] | None = None,
+    view: Callable[..., np.ndarray] | None = None,
+    is_elementwise: bool = False,
+    is_random: bool = False,
+    is_differentiable: bool = True,
+    expects: Callable[..., str] | None = None,
+) -> Callable[[Callable[..., Any]], Primitive]:
+    """Make a primitive of the decorated gradient rule. Give a ufunc, or `shape` and `bind`, or `view`."""
+
+    def make(rule: Callable[..., Any]) -> Primitive:
+        label = name or rule.__name__.rstrip("_")
+        given = rule if is_differentiable else None
+        if kernel is not None:
+            return Ufunc(kernel, label, given, rule.__doc__)
+        if view is not None:
+            return View(label, given, rule.__doc__, view)
+        assert shape is not None and bind is not None
+        return Kernel(label, given, rule.__doc__, shape, bind, is_elementwise, is_random, expects)
+
+    return make
+
+
+@cache
+def resolve(ufunc: np.ufunc, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the output dtype of a ufunc of one output for these input dtypes."""
+    result: np.dtype[Any] = ufunc.resolve_dtypes((*dtypes, None))[-1]  # type: ignore[arg-type]
+    return result
+
+
+def prototype(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return an array of this shape with C-order strides and no memory behind it: for asking about views, never for reading."""
+    strides = []
+    step = dtype.itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides[::-1])
+
+
+def promote(args: Sequence[Any]) -> Sequence[Any]:
+    """Give Python scalars (and weak tensors) the dtype that NumPy's promotion gives them beside the other operands."""
+    for a in args:
+        if a.__class__ is not Tensor or a.weak:
+            break
+    else:
+        return args
+    strong: list[Any] = []
+    weak: list[Any] = []
+    for a in args:
+        if isinstance(a, Tensor):
+            if a.weak:
+                weak.append(_WEAK[a.dtype.kind])
+            else:
+                strong.append(a.dtype)
+        elif isinstance(a, bool | int | float | complex) and not isinstance(a, np.generic):
+            weak.append(a)
+        else:
+            strong.append(np.asarray(a).dtype if not hasattr(a, "dtype") else a.dtype)
+    if not weak:
+        return args
+    if not strong:
+        return args
+    dtype = np.result_type(*strong, *weak)
+    result: list[Any] = []
+    for a in args:
+        if isinstance(a, Tensor):
+            if a.weak and a.dtype != dtype:
+                from dtrain.graph.ops.shape import astype
+
+                a = astype(a, dtype=dtype)
+            result.append(a)
+        elif isinstance(a, bool | int | float) and not isinstance(a, np.generic):
+            result.append(dtype.type(a))
+        else:
+            result.append(a)
+    return result
+
+
+_WEAK: dict[str, Any] = {"b": False, "i": 0, "u": 0, "f": 0.0, "c": 0j}
+
+
+def as_tensor(x: Any, graph: Graph | None = None) -> Tensor:
+    """Return x itself if it is traced, else the constant of it in the graph that is being recorded."""
+    if isinstance(x, Tensor):
+        return x
+    graph = graph or active_graph()
+    if graph is None:
+        raise TraceError(f"{type(x).__name__} at {format_line(user_line())}: nothing is being traced")
+    return graph.constant(x)
+
+
+def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Tensor:
+    """Append a node to the graph of the arguments, computing it if the graph is eager."""
+    graph: Graph | None = None
+    plain = False
+    weak = True
+    for a in args:
+        if a.__class__ is Tensor:
+            if graph is None:
+                graph = a.graph
+            elif graph is not a.graph:
+                raise TraceError(f"{op.name} at {format_line(user_line())} mixes arrays of two traced functions")
+            if not a.weak:
+                weak = False
+        else:
+            plain = True
+            if weak and not isinstance(a, bool | int | float):
+                weak = False
+    if graph is None:
+        graph = active_graph()
+        if graph is None:
+            raise TraceError(f"{op.name} at {format_line(user_line())}: none of its arguments is traced")
+    inputs: tuple[Tensor, ...]
+    inputs = tuple([a if a.__class__ is Tensor else graph.constant(a) for a in args]) if plain else tuple(args)
+    line = graph.line
+    if line is None:
+        line = user_line()
+    try:
+        if graph.is_eager:
+            value = op.evaluate([i._value if i._value is not None else i.value for i in inputs], static)
+            return Tensor(graph, op, inputs, static, value.shape, value.dtype, value, line, "", weak)
+        shape, dtype = op.infer(inputs, static)
+    except (ValueError, IndexError) as error:
+        shapes = ", ".join(str(i.shape) for i in inputs)
+        if op.name == "matmul" and len(inputs) == 2:
+            shapes = f"{inputs[0].shape} @ {inputs[1].shape}"
+        raise ShapeError(
+            f"{op.name}: expected {op.expects(inputs, static)}, got {shapes}; made at {format_line(line)}"
+        ) from error
+    return Tensor(graph, op, inputs, static, shape, dtype, None, line, "", weak)

@@ -1,0 +1,475 @@
+"""Recording: a graph is an append-only list of nodes, and a `Tensor` is one node, the user's handle of a recorded array.
+
+Owns the nodes, their values and the places in the user's code that made them. The invariant: a node is written once, and its inputs
+stand before it in `Graph.nodes`, so list order is topological order. What an operation computes is in `primitive.py`, what its
+derivative is in `ops/`, and how a recorded graph is run fast in `plan.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from dtrain.errors import TraceError, UnsupportedFunctionError
+
+if TYPE_CHECKING:
+    from dtrain.graph.primitive import Primitive
+
+UFUNCS: dict[np.ufunc, Callable[..., Any]] = {}
+"""What records each NumPy ufunc; filled by `numpy_functions.py`, the table of all that is covered."""
+REDUCTIONS: dict[np.ufunc, Callable[..., Any]] = {}
+"""What records `ufunc.reduce`."""
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""What records each NumPy function that is not a ufunc."""
+
+EMPTY: dict[str, Any] = {}
+_ACTIVE = threading.local()
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LAYERS = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "nn") + os.sep
+_MODELS = os.path.join(_LAYERS, "models") + os.sep
+_NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
+_SKIPPED: dict[str, bool] = {}
+
+
+def _is_skipped(filename: str) -> bool:
+    skip = filename.startswith((_HERE, _NUMPY)) or (filename.startswith(_LAYERS) and not filename.startswith(_MODELS))
+    _SKIPPED[filename] = skip
+    return skip
+
+
+def user_line() -> tuple[str, int]:
+    """Return (file, line) of the nearest caller that is neither this engine, nor a layer, nor NumPy."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        skip = _SKIPPED.get(filename)
+        if skip is None:
+            skip = _is_skipped(filename)
+        if not skip:
+            return filename, frame.f_lineno
+        frame = frame.f_back
+    return "?", 0
+
+
+def format_line(line: tuple[str, int]) -> str:
+    """Write (file, line) as "dir/file.py:14", relative to the current directory where the file is below it."""
+    filename, number = line
+    here = os.getcwd() + os.sep
+    shown = filename[len(here) :] if filename.startswith(here) else os.path.basename(filename)
+    return f"{shown}:{number}"
+
+
+class Tensor:
+    """A recorded array. NumPy functions, operators and array methods on it record themselves into its graph.
+
+    `op` is None for an input and for a constant. `shape` and `dtype` are always known; `value` is computed when somebody asks.
+    A `weak` tensor came from a Python scalar and takes the dtype of what it meets, as NumPy's own rule (NEP 50) has it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_line",
+        "_value",
+        "dtype",
+        "graph",
+        "index",
+        "inputs",
+        "name",
+        "op",
+        "scope",
+        "shape",
+        "static",
+        "weak",
+    )
+    __array_priority__ = 1000.0
+
+    def __init__(
+        self,
+        graph: Graph,
+        op: Primitive | None,
+        inputs: tuple[Tensor, ...],
+        static: dict[str, Any],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        value: Any,
+        line: tuple[str, int],
+        name: str = "",
+        weak: bool = False,
+    ) -> None:
+        self.graph = graph
+        self.op = op
+        self.inputs = inputs
+        self.static = static
+        self.shape = shape
+        self.dtype = dtype
+        self._value = value
+        self._line = line
+        self.name = name
+        self.scope = graph.scope
+        self.weak = weak
+        nodes = graph.nodes
+        self.index = len(nodes)
+        nodes.append(self)
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def location(self) -> str:
+        """The user's line that made this node, as "file.py:14"."""
+        return format_line(self._line)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.op is None and self.name == "constant"
+
+    @property
+    def is_input(self) -> bool:
+        return self.op is None and self.name != "constant"
+
+    @property
+    def value(self) -> Any:
+        """The array itself, computed from the inputs' values if it is not there yet."""
+        if self._value is None:
+            _evaluate(self)
+        return self._value
+
+    def __repr__(self) -> str:
+        value = "" if self._value is None else f", value={np.array2string(np.asarray(self._value), threshold=8)}"
+        op = self.op.name if self.op is not None else self.name
+        return f"Tensor({op}, shape={self.shape}, dtype={self.dtype}{value})"
+
+    # -- what cannot be recorded --------------------------------------------------------------------------------------
+
+    def _refuse(self, what: str, remedy: str) -> NoReturn:
+        raise TraceError(f"{what} of a traced array at {format_line(user_line())}: {remedy}")
+
+    def _scalar(self, convert: Callable[[Any], Any], what: str) -> Any:
+        if self.graph.is_branching_allowed:
+            return convert(self.value)
+        self._refuse(
+            what,
+            "its value may differ in the next call; use np.where, a static (int, bool, str) argument, or compile=False",
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._scalar(bool, "the truth value"))
+
+    def __float__(self) -> float:
+        return float(self._scalar(float, "float()"))
+
+    def __int__(self) -> int:
+        return int(self._scalar(int, "int()"))
+
+    def __index__(self) -> int:
+        import operator
+
+        return int(self._scalar(operator.index, "a Python index"))
+
+    def __complex__(self) -> complex:
+        self._refuse("complex()", "only real arrays are recorded")
+
+    def item(self, *args: int) -> Any:
+        return self._scalar(lambda value: np.asarray(value).item(*args), "item()")
+
+    def tolist(self) -> Any:
+        return self._scalar(lambda value: np.asarray(value).tolist(), "tolist()")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        self._refuse(
+            "np.asarray()", "it would lose the gradient; keep NumPy functions on it, or read `.value` to look at it"
+        )
+
+    def __setitem__(self, index: Any, value: Any) -> NoReturn:
+        self._refuse("assignment to a part", "arrays are not changed while tracing; use np.where or np.concatenate")
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d array")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(self.shape[0]))
+
+    __hash__ = object.__hash__
+
+    # -- dispatch -----------------------------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if options.get("out") is not None:
+            self._refuse(
+                f"out= (or an in-place operator such as a += b on a plain array) in np.{ufunc.__name__}",
+                "arrays are not changed while tracing; write a = a + b",
+            )
+        table = UFUNCS if method == "__call__" else REDUCTIONS if method == "reduce" else None
+        function = table.get(ufunc) if table is not None else None
+        if function is None:
+            suffix = "" if method == "__call__" else f".{method}"
+            raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__}{suffix}"))
+        if options and method == "__call__":
+            raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__} with {', '.join(sorted(options))}="))
+        return function(*inputs, **options)
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any], options: dict[str, Any]
+    ) -> Any:
+        record = FUNCTIONS.get(function)
+        if record is None:
+            name = getattr(function, "__name__", str(function))
+            module = getattr(function, "__module__", "numpy").replace("numpy", "np", 1)
+            raise UnsupportedFunctionError(_not_covered(f"{module}.{name}"))
+        if options.get("out") is not None:
+            self._refuse(f"out= in np.{function.__name__}", "arrays are not changed while tracing; use the result")
+        return record(*args, **options)
+
+    def __add__(self, other: Any) -> Tensor:
+        return UFUNCS[np.add](self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Tensor:
+        return UFUNCS[np.add](other, self)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Tensor:
+        return UFUNCS[np.subtract](self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return UFUNCS[np.subtract](other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Tensor:
+        return UFUNCS[np.multiply](self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return UFUNCS[np.multiply](other, self)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return UFUNCS[np.divide](self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return UFUNCS[np.divide](other, self)  # type: ignore[no-any-return]
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return np.floor_divide(self, other)  # type: ignore[call-overload, no-any-return]
+
+    def __mod__(self, other: Any) -> Tensor:
+        return np.remainder(self, other)  # type: ignore[call-overload, no-any-return]
+
+    def __pow__(self, other: Any) -> Tensor:
+        return UFUNCS[np.power](self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return UFUNCS[np.power](other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return UFUNCS[np.matmul](self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return UFUNCS[np.matmul](other, self)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Tensor:
+        return UFUNCS[np.negative](self)  # type: ignore[no-any-return]
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return UFUNCS[np.absolute](self)  # type: ignore[no-any-return]
+
+    def __invert__(self) -> Tensor:
+        return UFUNCS[np.invert](self)  # type: ignore[no-any-return]
+
+    def __and__(self, other: Any) -> Tensor:
+        return UFUNCS[np.bitwise_and](self, other)  # type: ignore[no-any-return]
+
+    def __rand__(self, other: Any) -> Tensor:
+        return UFUNCS[np.bitwise_and](other, self)  # type: ignore[no-any-return]
+
+    def __or__(self, other: Any) -> Tensor:
+        return UFUNCS[np.bitwise_or](self, other)  # type: ignore[no-any-return]
+
+    def __ror__(self, other: Any) -> Tensor:
+        return UFUNCS[np.bitwise_or](other, self)  # type: ignore[no-any-return]
+
+    def __lt__(self, other: Any) -> Tensor:
+        return UFUNCS[np.less](self, other)  # type: ignore[no-any-return]
+
+    def __le__(self, other: Any) -> Tensor:
+        return UFUNCS[np.less_equal](self, other)  # type: ignore[no-any-return]
+
+    def __gt__(self, other: Any) -> Tensor:
+        return UFUNCS[np.greater](self, other)  # type: ignore[no-any-return]
+
+    def __ge__(self, other: Any) -> Tensor:
+        return UFUNCS[np.greater_equal](self, other)  # type: ignore[no-any-return]
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return UFUNCS[np.equal](self, other)  # type: ignore[no-any-return]
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return UFUNCS[np.not_equal](self, other)  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return METHODS["getitem"](self, index)  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Tensor:
+        return METHODS["transpose"](self)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for names that are not attributes: the array methods (x.sum(), x.reshape(...)) of the table.
+        method = METHODS.get(name)
+        if method is None:
+            if hasattr(np.ndarray, name):
+                raise UnsupportedFunctionError(_not_covered(f"ndarray.{name}"))
+            raise AttributeError(f"a traced array has no attribute {name!r}")
+        return lambda *args, **options: method(self, *args, **options)
+
+
+METHODS: dict[str, Callable[..., Any]] = {}
+"""What records each array method; filled by `numpy_functions.py`."""
+
+
+def _not_covered(name: str) -> str:
+    return (
+        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; write it with covered "
+        "functions (listed in dtrain.graph.numpy_functions), or call it on plain arrays outside the traced function"
+    )
+
+
+class Graph:
+    """An append-only list of nodes in topological order, with the inputs and outputs of the function it records.
+
+    While `is_eager`, every recorded operation is also computed, so that print, a debugger and a stack trace work at the user's
+    line. The reverse sweep records without computing.
+    """
+
+    def __init__(self, is_branching_allowed: bool = False) -> None:
+        self.nodes: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.key: Tensor | None = None
+        """The input uint64[4] = (seed, step, shard, 0) of everything random; None if nothing is."""
+        self.random_places = 0
+        self.is_eager = True
+        self.is_branching_allowed = is_branching_allowed
+        self.scope = ""
+        self.line: tuple[str, int] | None = None
+        """When set, new nodes take this place instead of the caller's: the reverse sweep's nodes name the forward line."""
+        self._constants: dict[Any, Tensor] = {}
+
+    def input(self, value: Any, name: str = "input", weak: bool = False) -> Tensor:
+        """Append an input. `value` gives shape and dtype, and its reference is kept."""
+        array = np.asarray(value)
+        node = Tensor(self, None, (), EMPTY, array.shape, array.dtype, array, self.line or user_line(), name, weak)
+        self.inputs.append(node)
+        return node
+
+    def constant(self, value: Any, dtype: Any = None) -> Tensor:
+        """Return the node of a constant; the same array (by identity) or the same scalar gives the same node.
+
+        Arrays are kept by reference: what the user later writes into one is what the next run reads.
+        """
+        if isinstance(value, np.ndarray):
+            if dtype is not None and value.dtype != dtype:
+                value = value.astype(dtype)
+            key: Any = id(value)
+        else:
+            value = np.asarray(value, dtype)
+            key = (value.dtype.str, value.shape, value.tobytes())
+        node = self._constants.get(key)
+        if node is None:
+            if value.dtype == object or value.dtype.kind not in "biufc":
+                raise TraceError(
+                    f"a {type(value).__name__} of dtype {value.dtype} at {format_line(user_line())} is not numeric"
+                )
+            node = Tensor(self, None, (), EMPTY, value.shape, value.dtype, value, self.line or user_line(), "constant")
+            self._constants[key] = node
+        return node
+
+    def forget_values(self) -> None:
+        """Drop the recorded values (constants stay), so that a kept graph holds no activations."""
+        for node in self.nodes:
+            if not node.is_constant:
+                node._value = None
+
+    def __str__(self) -> str:
+        from dtrain.graph.show import show
+
+        return show(self)
+
+
+def _evaluate(node: Tensor) -> None:
+    missing: dict[int, Tensor] = {}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current._value is not None or current.index in missing:
+            continue
+        if current.op is None:
+            raise TraceError(
+                f"the value of input {current.name!r} is no longer kept: this graph belongs to a compiled function"
+            )
+        missing[current.index] = current
+        stack.extend(current.inputs)
+    for index in sorted(missing):
+        current = missing[index]
+        assert current.op is not None
+        current._value = current.op.evaluate([i._value for i in current.inputs], current.static)
+
+
+def active_graph() -> Graph | None:
+    """Return the graph that this thread is recording into, or None."""
+    stack: list[Graph] = getattr(_ACTIVE, "stack", [])
+    return stack[-1] if stack else None
+
+
+@contextmanager
+def recording(graph: Graph) -> Iterator[Graph]:
+    """Make `graph` the one that this thread records into."""
+    if not hasattr(_ACTIVE, "stack"):
+        _ACTIVE.stack = []
+    _ACTIVE.stack.append(graph)
+    try:
+        yield graph
+    finally:
+        _ACTIVE.stack.pop()
+
+
+@contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Name the part of the model that the nodes made inside belong to ("layers.0"); scopes nest with a dot."""
+    graph = active_graph()
+    if graph is None:
+        yield
+        return
+    outer = graph.scope
+    graph.scope = f"{outer}.{name}" if outer else name
+    try:
+        yield
+    finally:
+        graph.scope = outer
