@@ -77,10 +77,9 @@ def build(cls: type[O], name: str, options: Mapping[str, Any], **given: Any) -> 
     return cls(**options, **given)
 
 
-def unknown_name(section: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that is not in a table, to be raised by the owner of the table."""
-    kind = section.rpartition(".")[2]
-    return InputError(f"{section}.name: there is no {kind} {name!r}; {_suggest(str(name), list(known))}")
+def unknown_name(key: str, kind: str, name: object, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in a table of such a ``kind``, to be raised by the owner of the table."""
+    return InputError(f"{key}: there is no {kind} {name!r}; {_suggest(str(name), list(known))}")
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -28,6 +28,6 @@ RULES: dict[str, tuple[type[Rule], dict[str, Any]]] = {
 def make_rule(name: str, **options: Any) -> Rule:
     """The rule of that name; ``InputError`` for a name, an option or a value that does not exist or fit."""
     if name not in RULES:
-        raise unknown_name("optimizer", name, RULES)
+        raise unknown_name("optimizer.name", "optimizer", name, RULES)
     cls, defaults = RULES[name]
     return build(cls, name, defaults | options)

@@ -109,7 +109,7 @@ def make_schedule(
     ``InputError`` for a name, an option or a value that does not exist or fit.
     """
     if name not in SCHEDULES:
-        raise unknown_name("optimizer.schedule", name, SCHEDULES)
+        raise unknown_name("optimizer.schedule.name", "schedule", name, SCHEDULES)
     warmup = checked("optimizer.schedule.warmup_steps", int, warmup_steps, {"at least": 0})
     lr = checked("optimizer.lr", float, lr, {"at least": 0})
     if name == "cosine" and options.get("steps") is None and total_steps is not None:

@@ -1,0 +1,39 @@
+"""Layers, losses, initialisers and the models that ship, all written in plain NumPy.
+
+Owns no engine and no state: every function takes arrays, traced or plain, and returns arrays. Invariant: each
+sample's result depends on that sample and the parameters alone, so that a batch may be cut into shards anywhere
+(dropout also depends on the step and the shard, through the step's context).
+"""
+
+from dtrain.nn.layers import dropout, linear, relu, sigmoid, tanh
+from dtrain.nn.losses import (
+    LOSSES,
+    accuracy,
+    check_labels,
+    mean_squared_error,
+    multiclass_hinge,
+    softmax_cross_entropy,
+    squared_hinge,
+)
+from dtrain.nn.models import MODELS, Model, make_model
+from dtrain.nn.supervised import Supervised, supervise
+
+__all__ = [
+    "LOSSES",
+    "MODELS",
+    "Model",
+    "Supervised",
+    "accuracy",
+    "check_labels",
+    "dropout",
+    "linear",
+    "make_model",
+    "mean_squared_error",
+    "multiclass_hinge",
+    "relu",
+    "sigmoid",
+    "softmax_cross_entropy",
+    "squared_hinge",
+    "supervise",
+    "tanh",
+]

@@ -1,0 +1,88 @@
+"""Losses and accuracy, each per sample: (n, k) scores and n targets give (n,) values.
+
+Nothing is averaged over samples here: the sum over the shard and the division by the global count are the trainer's,
+so that a ragged batch is exact. Labels are integers in [0, k); ``check_labels`` refuses others once, before training,
+because a label outside selects no score and would pass unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dtrain.errors import InputError
+from dtrain.graph import stop_gradient
+from dtrain.nn.layers import relu
+
+
+def _is_label(scores: Any, labels: Any) -> Any:
+    """The mask (n, k) that is true at each sample's label."""
+    return np.expand_dims(labels, 1) == np.arange(scores.shape[1])
+
+
+def softmax_cross_entropy(scores: Any, labels: Any) -> Any:
+    """−log of the probability that softmax gives the label. The row's maximum comes off first, so nothing overflows."""
+    shifted = scores - stop_gradient(np.max(scores, axis=1, keepdims=True))
+    correct = np.sum(np.where(_is_label(scores, labels), shifted, 0.0), axis=1)
+    return np.log(np.sum(np.exp(shifted), axis=1)) - correct
+
+
+def _margins(scores: Any, labels: Any, margin: float) -> Any:
+    """max(0, s_j − s_label + margin), and 0 at the label itself."""
+    is_label = _is_label(scores, labels)
+    correct = np.sum(np.where(is_label, scores, 0.0), axis=1, keepdims=True)
+    return np.where(is_label, 0.0, relu(scores - correct + margin))
+
+
+def multiclass_hinge(scores: Any, labels: Any, margin: float = 1.0) -> Any:
+    """Σ_{j≠y} max(0, s_j − s_y + margin): Weston and Watkins' SVM, as in CS231n. Its gradient at a kink is 0."""
+    return np.sum(_margins(scores, labels, margin), axis=1)
+
+
+def squared_hinge(scores: Any, labels: Any, margin: float = 1.0) -> Any:
+    """Σ_{j≠y} max(0, s_j − s_y + margin)², the L2-SVM."""
+    return np.sum(np.square(_margins(scores, labels, margin)), axis=1)
+
+
+def mean_squared_error(scores: Any, targets: Any) -> Any:
+    """The mean over the k outputs of (score − target)².
+
+    ``targets`` are numbers of the scores' shape, or (n,) if k is 1. Integers (n,) with k above 1 are labels: the
+    target is 1 at the label and 0 elsewhere.
+    """
+    if targets.ndim == 1:
+        are_labels = targets.dtype.kind in "iu" and scores.shape[1] > 1
+        targets = _is_label(scores, targets).astype(scores.dtype) if are_labels else np.expand_dims(targets, 1)
+    return np.mean(np.square(scores - targets), axis=1)
+
+
+def accuracy(scores: Any, labels: Any) -> Any:
+    """1 where the greatest score (the first of equals) is the label's, else 0; (n,) float32."""
+    return (np.argmax(scores, axis=1) == labels).astype(np.float32)
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "hinge": multiclass_hinge,
+    "squared_hinge": squared_hinge,
+    "mean_squared_error": mean_squared_error,
+}
+"""The losses by the name that a job spec gives them."""
+
+
+def check_labels(labels: np.ndarray, classes: int, name: str = "y") -> None:
+    """Raise ``InputError`` naming the first label that is no integer in [0, classes)."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"data {name!r}: expected integer labels of shape (n,), got {labels.dtype} {labels.shape}; "
+            "convert them, or use the loss mean_squared_error"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        at = int(wrong[0])
+        raise InputError(
+            f"data {name!r}: expected labels from 0 to {classes - 1}, got {labels[at]} at sample {at}; "
+            "correct the labels or the number of classes"
+        )

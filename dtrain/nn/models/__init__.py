@@ -1,0 +1,22 @@
+"""The models that ship, by the name that a job spec gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtrain.nn.models.mlp import MLP
+from dtrain.nn.models.model import Model
+from dtrain.nn.models.softmax import Softmax
+from dtrain.nn.models.svm import SVM
+from dtrain.options import build, unknown_name
+
+__all__ = ["MLP", "MODELS", "SVM", "Model", "Softmax", "make_model"]
+
+MODELS: dict[str, type[Model]] = {"softmax": Softmax, "svm": SVM, "mlp": MLP}
+
+
+def make_model(name: str, **options: Any) -> Model:
+    """The model of that name; ``InputError`` for a name, an option or a value that does not exist or fit."""
+    if name not in MODELS:
+        raise unknown_name("model.name", "model", name, MODELS)
+    return build(MODELS[name], name, options)

@@ -1,0 +1,39 @@
+"""What a model that ships is: options, initial parameters, scores, and a penalty on its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dtrain.options import Options, number
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Model(Options):
+    """Base of the models. ``l2`` is λ of the lecture's penalty ½·λ·Σ W² on the weights; biases are free."""
+
+    section: ClassVar[str] = "model"
+    default_loss: ClassVar[str] = "softmax_cross_entropy"
+    """The loss of a spec that names none."""
+
+    l2: float = number(0.0, at_least=0)
+
+    def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
+        """Fresh float32 parameters for samples of ``features`` numbers and ``classes`` scores."""
+        raise NotImplementedError
+
+    def predict(self, params: Params, x: Any) -> Any:
+        """The scores (n, classes) of samples x (n, features)."""
+        raise NotImplementedError
+
+    def weights(self, params: Params) -> list[Any]:
+        """The arrays that ``l2`` holds down."""
+        return [params["w"]]
+
+    def penalty(self, params: Params) -> Any:
+        """½·λ·Σ W², a scalar."""
+        return 0.5 * self.l2 * sum(np.sum(np.square(w)) for w in self.weights(params))

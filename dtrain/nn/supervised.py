@@ -1,0 +1,51 @@
+"""From a model and a loss to the three plain functions that the trainer runs: ``init``, ``loss`` and ``metrics``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dtrain.nn.losses import LOSSES, accuracy
+from dtrain.nn.models.model import Model, Params
+from dtrain.options import unknown_name
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A model under a loss, on batches {"x": (n, features), "y": (n,) labels or (n, classes) numbers}.
+
+    The three methods are what a user's own model file gives. The dataclass holds options alone, so it can be rebuilt
+    in any process from the job spec.
+    """
+
+    model: Model
+    loss_name: str
+    features: int
+    classes: int
+
+    def init(self, rng: np.random.Generator) -> Params:
+        """Fresh float32 parameters."""
+        return self.model.init(rng, self.features, self.classes)
+
+    def loss(self, params: Params, batch: Batch) -> Any:
+        """The loss of each sample (n,), the model's penalty added to each, so that their mean is the lecture's loss."""
+        losses = LOSSES[self.loss_name](self.model.predict(params, batch["x"]), batch["y"])
+        return losses + self.model.penalty(params) if self.model.l2 else losses
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Any]:
+        """The accuracy of each sample (n,) where the targets are labels; nothing otherwise."""
+        if batch["y"].dtype.kind not in "iu":
+            return {}
+        return {"accuracy": accuracy(self.model.predict(params, batch["x"]), batch["y"])}
+
+
+def supervise(model: Model, loss: str | None, features: int, classes: int) -> Supervised:
+    """Join ``model`` and the loss of that name (the model's own if None); ``InputError`` if there is no such loss."""
+    name = model.default_loss if loss is None else loss
+    if name not in LOSSES:
+        raise unknown_name("loss", "loss", name, LOSSES)
+    return Supervised(model, name, features, classes)

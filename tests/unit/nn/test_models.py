@@ -1,0 +1,159 @@
+"""The models that ship: shapes, gradients against PyTorch, the penalty, dropout, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtrain.errors import InputError
+from dtrain.graph import value_and_grad
+from dtrain.graph.tree import flatten, named_leaves, unflatten
+from dtrain.nn import MODELS, make_model, supervise
+
+FEATURES, CLASSES, SAMPLES = 7, 4, 13
+
+TORCH_ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+def batch() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(2)
+    return {"x": random.standard_normal((SAMPLES, FEATURES)), "y": random.integers(0, CLASSES, SAMPLES)}
+
+
+def in_float64(params: Any) -> Any:
+    """The parameters in float64, with biases that are not 0."""
+    leaves, structure = flatten(params)
+    random = np.random.default_rng(3)
+    return unflatten(structure, [leaf + 0.1 * random.standard_normal(leaf.shape) for leaf in leaves])
+
+
+def torch_loss(model: Any, params: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    layers = params.get("layers", [params])
+    for layer in layers[:-1]:
+        x = TORCH_ACTIVATIONS[model.activation](x @ layer["w"] + layer["b"])
+    scores = x @ layers[-1]["w"] + layers[-1]["b"]
+    if model.default_loss == "hinge":
+        loss = CLASSES * torch.nn.functional.multi_margin_loss(scores, y)
+    else:
+        loss = torch.nn.functional.cross_entropy(scores, y)
+    return loss + 0.5 * model.l2 * sum((layer["w"] ** 2).sum() for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("softmax", {}),
+        ("softmax", {"l2": 0.1}),
+        ("svm", {}),
+        ("svm", {"l2": 0.1}),
+        ("mlp", {"hidden": [5], "activation": "relu", "l2": 0.1}),
+        ("mlp", {"hidden": [5, 6], "activation": "tanh"}),
+        ("mlp", {"hidden": [5, 6, 3], "activation": "sigmoid", "l2": 0.01}),
+        ("mlp", {"hidden": []}),
+    ],
+)
+def test_loss_and_gradients_are_pytorchs(name: str, options: dict[str, Any]) -> None:
+    model, data = make_model(name, **options), batch()
+    functions = supervise(model, None, FEATURES, CLASSES)
+    params = in_float64(functions.init(np.random.default_rng(0)))
+    value, gradients = value_and_grad(lambda p, b: np.mean(functions.loss(p, b)))(params, data)
+
+    leaves, structure = flatten(params)
+    traced = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
+    expected = torch_loss(model, unflatten(structure, traced), torch.tensor(data["x"]), torch.tensor(data["y"]))
+    expected.backward()
+
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-10)
+    for (leaf_name, gradient), reference in zip(named_leaves(gradients), traced, strict=True):
+        np.testing.assert_allclose(gradient, reference.grad, rtol=1e-10, atol=1e-12, err_msg=leaf_name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_init_gives_float32_of_the_right_shapes(name: str) -> None:
+    params = make_model(name).init(np.random.default_rng(0), FEATURES, CLASSES)
+    assert {leaf.dtype for leaf in flatten(params)[0]} == {np.dtype(np.float32)}
+    x = batch()["x"].astype(np.float32)
+    scores = make_model(name).predict(params, x)
+    assert scores.shape == (SAMPLES, CLASSES)
+    assert scores.dtype == np.float32
+
+
+def test_mlp_names_and_shapes() -> None:
+    params = make_model("mlp", hidden=[5, 6]).init(np.random.default_rng(0), FEATURES, CLASSES)
+    assert [(name, leaf.shape) for name, leaf in named_leaves(params)] == [
+        ("layers.0.b", (5,)),
+        ("layers.0.w", (7, 5)),
+        ("layers.1.b", (6,)),
+        ("layers.1.w", (5, 6)),
+        ("layers.2.b", (4,)),
+        ("layers.2.w", (6, 4)),
+    ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_init_is_a_function_of_the_generator(name: str) -> None:
+    first, again, other = (
+        np.concatenate(
+            [leaf.ravel() for leaf in flatten(make_model(name).init(np.random.default_rng(seed), FEATURES, CLASSES))[0]]
+        )
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_penalty_is_added_to_each_sample_and_leaves_biases_alone() -> None:
+    data = batch()
+    plain, penalised = (supervise(make_model("mlp", hidden=[5], l2=l2), None, FEATURES, CLASSES) for l2 in (0, 0.2))
+    params = in_float64(plain.init(np.random.default_rng(0)))
+    weights = sum(np.sum(layer["w"] ** 2) for layer in params["layers"])
+    difference = penalised.loss(params, data) - plain.loss(params, data)
+    assert difference.shape == (SAMPLES,)
+    np.testing.assert_allclose(difference, 0.5 * 0.2 * weights)
+
+
+def test_metrics_are_per_sample() -> None:
+    functions = supervise(make_model("softmax"), None, 2, 2)
+    params = {"w": np.eye(2), "b": np.zeros(2)}
+    data = {"x": np.array([[2.0, 1], [1, 2], [5, 0]]), "y": np.array([0, 0, 0])}
+    assert functions.metrics(params, data)["accuracy"].tolist() == [1, 0, 1]
+
+
+def test_regression_has_no_accuracy() -> None:
+    functions = supervise(make_model("mlp", hidden=[3]), "mean_squared_error", FEATURES, 1)
+    data = batch() | {"y": np.linspace(0, 1, SAMPLES)}
+    params = functions.init(np.random.default_rng(0))
+    assert functions.loss(params, data).shape == (SAMPLES,)
+    assert functions.metrics(params, data) == {}
+
+
+def test_each_model_has_its_own_loss() -> None:
+    names = {name: supervise(make_model(name), None, 2, 2).loss_name for name in MODELS}
+    assert names == {"softmax": "softmax_cross_entropy", "svm": "hinge", "mlp": "softmax_cross_entropy"}
+    assert supervise(make_model("svm"), "squared_hinge", 2, 2).loss_name == "squared_hinge"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mpl", {}, "model.name: there is no model 'mpl'; did you mean 'mlp'?"),
+        ("mlp", {"hiden": [3]}, "model.hiden: model 'mlp' has no option 'hiden'; did you mean 'hidden'?"),
+        ("mlp", {"hidden": 3}, "model.hidden: expected a list, got 3"),
+        ("mlp", {"hidden": [3, 0]}, "model.hidden: expected a number at least 1, got 0"),
+        ("mlp", {"activation": "gelu"}, "model.activation: got 'gelu'; .*choose from relu, sigmoid, tanh"),
+        ("mlp", {"dropout": 1}, "model.dropout: expected a number at least 0 and below 1, got 1.0"),
+        ("svm", {"l2": -1}, "model.l2: expected a number at least 0, got -1.0"),
+        ("softmax", {"hidden": [3]}, "model.hidden: model 'softmax' has no option 'hidden'; choose from l2"),
+    ],
+)
+def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model(name, **options)
+
+
+def test_an_unknown_loss_is_named() -> None:
+    with pytest.raises(InputError, match="loss: there is no loss 'crossentropy'"):
+        supervise(make_model("mlp"), "crossentropy", 2, 2)
