@@ -1,0 +1,122 @@
+"""The memory of a run on one host: one copy of everything, mapped by every worker, owned by none of them.
+
+It is an anonymous file (``memfd``), handed on as a file descriptor. It has no name, so nothing can be left in /dev/shm,
+not even after ``kill -9`` of everything; it lives as long as any process maps it, so it survives the death of a worker.
+Pages that nobody touches cost nothing.
+
+Who may write what, so that no lock is needed: the coordinator writes ``header``, ``coefficients`` and, between
+generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, losses and
+``shard_done`` of its own shards, and its own slice of ``total``, ``parameters`` and ``state``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtrain.comm.layout import BLOCK, Layout
+
+RING = 256
+"""Steps whose figures are kept until the coordinator has read them; no rank runs further ahead than that."""
+
+COEFFICIENTS = 8
+PHASES = ("data", "compute", "sum", "update", "wait")
+_ALIGN = 4096
+
+# header words
+HALT = 0  # generations up to this number are halted
+GRANTED = 1  # steps below this number may run
+HEADER_WORDS = 8
+
+# words of a rank's row in `arrived`, one cache line each
+ARRIVED = 0  # 4 * step + phase reached
+BLOCKS_DONE = 1  # blocks of its slice that are updated in UPDATE_STEP
+BLOCK_IN_WORK = 2  # block that may be half updated, whose old content is in `undo`; -1: none
+UPDATE_STEP = 3  # step + 1 to which the two words before belong
+BEATS = 4  # grows with every finished piece of work
+ROW_WORDS = 8
+
+# phases of a step, in `ARRIVED`
+GRADIENTS, SUMMED, UPDATED = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What decides the size of a run's memory. Every process computes the same offsets from it."""
+
+    layout: Layout
+    state_names: tuple[str, ...]
+    shards: int
+    max_workers: int
+
+
+def anonymous_file(size: int) -> int:
+    """Return a descriptor of ``size`` zero bytes of shared memory without a name, inheritable by nobody by default."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("dtrain", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, size)
+    return fd
+
+
+class RunMemory:
+    """Arrays over the shared memory of a run. ``RunMemory(d)`` makes it, ``RunMemory(d, fd)`` maps an existing one."""
+
+    def __init__(self, dimensions: Dimensions, fd: int | None = None) -> None:
+        self.dimensions = d = dimensions
+        layout = d.layout
+        workers, shards, segments = d.max_workers, d.shards, layout.segment_starts[-1]
+        real = layout.dtype
+        fields: list[tuple[str, tuple[int, ...], np.dtype[np.generic]]] = [
+            ("header", (HEADER_WORDS,), np.dtype(np.int64)),
+            ("arrived", (workers, ROW_WORDS), np.dtype(np.int64)),
+            ("shard_done", (shards,), np.dtype(np.int64)),
+            ("coefficients", (RING, COEFFICIENTS), np.dtype(np.float64)),
+            ("losses", (RING, shards), np.dtype(np.float64)),
+            ("squares", (RING, segments), np.dtype(np.float64)),
+            ("phases", (RING, workers, len(PHASES)), np.dtype(np.float64)),
+            ("undo", (workers, 1 + len(d.state_names), BLOCK), real),
+            ("parameters", (layout.size,), real),
+            ("state", (len(d.state_names), layout.size), real),
+            ("total", (layout.size,), real),
+            ("gradients", (shards, -(-layout.nbytes // _ALIGN) * _ALIGN // real.itemsize), real),
+        ]
+        offsets, end = {}, 0
+        for name, shape, dtype in fields:
+            offsets[name] = end
+            nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            end += -(-nbytes // _ALIGN) * _ALIGN
+        self.nbytes = end
+        self.fd = anonymous_file(end) if fd is None else fd
+        self._map = mmap.mmap(self.fd, end)
+        arrays = {
+            name: np.ndarray(shape, dtype, buffer=self._map, offset=offsets[name]) for name, shape, dtype in fields
+        }
+        self.header: NDArray[np.int64] = arrays["header"]
+        self.arrived: NDArray[np.int64] = arrays["arrived"]
+        self.shard_done: NDArray[np.int64] = arrays["shard_done"]
+        self.coefficients: NDArray[np.float64] = arrays["coefficients"]
+        self.losses: NDArray[np.float64] = arrays["losses"]
+        self.squares: NDArray[np.float64] = arrays["squares"]
+        self.phases: NDArray[np.float64] = arrays["phases"]
+        self.undo: NDArray[np.generic] = arrays["undo"]
+        self.parameters: NDArray[np.generic] = arrays["parameters"]
+        self.state: NDArray[np.generic] = arrays["state"]
+        self.total: NDArray[np.generic] = arrays["total"]
+        self.gradients: NDArray[np.generic] = arrays["gradients"][:, : layout.size]
+        # Plain memoryviews: reading one word costs a third of indexing an array.
+        self.header_words = memoryview(self.header).cast("B").cast("q")
+        self.arrived_words = memoryview(self.arrived).cast("B").cast("q")
+
+    def close(self) -> None:
+        """Give the descriptor back; the mapping goes when the last array over it does."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

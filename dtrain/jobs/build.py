@@ -1,0 +1,136 @@
+"""From a job spec to the program: everything that the spec names is made, and every mistake in it found."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dtrain.data import make_source
+from dtrain.data.source import Source
+from dtrain.errors import InputError
+from dtrain.jobs.spec import JobSpec
+from dtrain.nn import make_model, supervise
+from dtrain.optim import make_rule, make_schedule
+from dtrain.train.program import Program
+
+
+def build(spec: JobSpec) -> Program:
+    """Make the program of a spec. Raises InputError, one line a mistake."""
+    source = make_source(spec.data.name, base_dir=Path(spec.base_dir), **spec.data.options)
+    steps_per_epoch = -(-source.n // spec.batch)
+    steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * steps_per_epoch
+    optimizer = spec.optimizer
+    options = dict(optimizer.model_extra or {})
+    if optimizer.weight_decay is not None:
+        options["weight_decay"] = optimizer.weight_decay
+    schedule = make_schedule(
+        optimizer.schedule.name,
+        lr=optimizer.lr,
+        warmup_steps=optimizer.schedule.warmup_steps,
+        total_steps=steps,
+        **optimizer.schedule.options,
+    )
+    init, loss, metrics = _model(spec, source)
+    every = spec.eval.every
+    return Program(
+        init=init,
+        loss=loss,
+        metrics=metrics,
+        train=source.train,
+        eval=source.eval,
+        rule=make_rule(optimizer.name, **options),
+        schedule=schedule,
+        seed=spec.seed,
+        batch=spec.batch,
+        shards=spec.shards,
+        steps=steps,
+        dtype=np.dtype(spec.dtype),
+        eval_every=0 if not source.eval else (every.in_steps(steps_per_epoch) or steps) if every else steps,
+        clip_norm=optimizer.clip_norm,
+        clip_value=optimizer.clip_value,
+        on_nonfinite=spec.on_nonfinite,
+    )
+
+
+def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
+    """Return init, loss and metrics (or None) of the spec's model."""
+    entry = spec.entry()
+    if entry is None:
+        assert spec.model.name is not None
+        model = make_model(spec.model.name, **spec.model.options)
+        for key in ("x", "y"):
+            if key not in source.train:
+                raise InputError(
+                    f"model.name: {spec.model.name} expects arrays x and y, the data has {', '.join(source.train)}; "
+                    "name them x and y, or write your own model file"
+                )
+        if source.features is None or source.classes is None:
+            raise InputError(
+                f"model.name: {spec.model.name} expects x of shape (n, features) and y of labels (n,) or numbers "
+                f"(n, k), got x {source.train['x'].shape} and y {source.train['y'].shape}"
+            )
+        functions = supervise(model, spec.loss, source.features, source.classes)
+        return functions.init, functions.loss, functions.metrics
+    where = spec.model.entry
+    if spec.loss is not None:
+        raise InputError(f"loss: {where} brings its own loss; remove the key loss")
+    module = _load_file(entry.file) if entry.file is not None else _load_module(entry.module or "", spec)
+    found: Any = module
+    if entry.attribute is not None:
+        found = getattr(module, entry.attribute, None)
+        if found is None:
+            raise InputError(f"model.entry: {where}: there is no {entry.attribute} in it")
+        if callable(found):
+            try:
+                found = found(**spec.model.options)
+            except TypeError as error:
+                raise InputError(f"model.entry: {where}: {error}") from error
+    elif spec.model.options:
+        keys = ", ".join(spec.model.options)
+        raise InputError(f"model: {where} takes no options, got {keys}; name a class or function as {where}:name")
+    for name in ("init", "loss"):
+        if not callable(getattr(found, name, None)):
+            raise InputError(
+                f"model.entry: {where} has no function {name}; a model is init(rng) and loss(params, batch)"
+            )
+    return found.init, found.loss, getattr(found, "metrics", None)
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a Python file by its path, with its folder importable as for a script."""
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = f"dtrain_model_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    return _run(path.name, lambda: specification.loader.exec_module(module) or module)  # type: ignore[union-attr]
+
+
+def _load_module(name: str, spec: JobSpec) -> ModuleType:
+    if spec.base_dir not in sys.path:
+        sys.path.insert(0, spec.base_dir)
+    return _run(name, lambda: importlib.import_module(name))
+
+
+def _run(name: str, load: Any) -> ModuleType:
+    try:
+        module: ModuleType = load()
+    except Exception as error:
+        line = ""
+        trace = error.__traceback__
+        while trace is not None:
+            if name.rsplit(".", 1)[0] in trace.tb_frame.f_code.co_filename:
+                line = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+            trace = trace.tb_next
+        raise InputError(f"model.entry: {name} cannot be imported: {type(error).__name__}: {error}{line}") from error
+    return module

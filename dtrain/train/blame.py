@@ -1,0 +1,43 @@
+"""Where a value that is not finite came from: the step, the shard, the tensor, and the data if it is to blame."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dtrain.comm.memory import RING, RunMemory
+from dtrain.errors import NonFiniteError
+from dtrain.train.program import Program
+from dtrain.train.shard import ShardRunner
+
+
+def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFiniteError:
+    """Return the error for a step whose loss or summed gradient is not finite; all ranks are at rest.
+
+    Runs the first shard to blame once more, operation by operation.
+    """
+    layout = memory.dimensions.layout
+    sampler = program.sampler()
+    for shard in range(min(sampler.batch_size(step), program.shards)):
+        views = layout.views(memory.gradients[shard])
+        bad = [n for n, v in zip(layout.names, views, strict=True) if not np.isfinite(v).all()]
+        loss = float(memory.losses[step % RING, shard])
+        if np.isfinite(loss) and not bad:
+            continue
+        what = f"the loss is {loss}" if not np.isfinite(loss) else f"the gradient of {bad[0]} is not finite"
+        place = f"step {step}, shard {shard}: {what}"
+        indices = sampler.indices(step, shard)
+        for key, array in program.train.items():
+            if array.dtype.kind == "f":
+                for sample in indices:
+                    if not np.isfinite(array[sample]).all():
+                        return NonFiniteError(
+                            f"{place}; the training data {key} has nan or inf in sample {sample}: clean the data"
+                        )
+        with np.errstate(all="ignore"):
+            origin = ShardRunner(program, memory).gather(step, shard).bind(shard).first_nonfinite()
+        return NonFiniteError(
+            f"{place}; first in {origin}. Lower the learning rate, clip the gradient, or set on_nonfinite: skip"
+        )
+    return NonFiniteError(
+        f"step {step}: every shard's gradient is finite, but their sum is not; lower the learning rate or clip"
+    )

@@ -1,0 +1,144 @@
+"""One shard of one step: gather its samples, run the model forward and backward, leave loss and gradient in place.
+
+A shard is the atom of arithmetic: what happens here depends on (seed, step, shard) and on the parameters, never on a
+rank. The graph is traced once per number of samples; its plan is bound once per shard, to that shard's gradient buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtrain.comm.layout import Layout
+from dtrain.comm.memory import RunMemory
+from dtrain.data.sampler import gather
+from dtrain.errors import InputError, ShapeError
+from dtrain.graph import Arena, Bound, Graph, Plan, Tensor, backward, flatten, step_context, step_key, unflatten
+from dtrain.graph.tensor import recording
+from dtrain.train.program import Program
+
+EVAL_CHUNK = 256
+"""Samples of an evaluation chunk: fixed, so that the figures do not depend on the number of workers."""
+
+
+class Batch:
+    """Buffers for ``size`` samples of every array of a data set; floats are held in the job's dtype."""
+
+    def __init__(self, sources: Mapping[str, NDArray[Any]], size: int, dtype: np.dtype[Any]) -> None:
+        self._sources = sources
+        self._raw = {k: np.empty((size, *a.shape[1:]), a.dtype) for k, a in sources.items()}
+        self.arrays = {k: a.astype(dtype if a.dtype.kind == "f" else a.dtype, copy=False) for k, a in self._raw.items()}
+        self._casts = [(self._raw[k], a) for k, a in self.arrays.items() if a is not self._raw[k]]
+
+    def fill(self, indices: NDArray[np.int64]) -> None:
+        """Gather these samples into the buffers; nothing is allocated."""
+        gather(self._sources, indices, self._raw)
+        for raw, cast in self._casts:
+            np.copyto(cast, raw, casting="same_kind")
+
+
+class _Signature:
+    """The traced graph of a shard with a given number of samples, and its plan bound to each shard's memory."""
+
+    def __init__(self, runner: ShardRunner, size: int, step: int, shard: int) -> None:
+        program = runner.program
+        self._runner = runner
+        self.batch = Batch(program.train, size, program.dtype)
+        self.batch.fill(runner.sampler.indices(step, shard))
+        graph = Graph()
+        parameters = [graph.input(v, n) for n, v in zip(runner.layout.names, runner.parameters, strict=True)]
+        samples = {k: graph.input(a, f"batch.{k}") for k, a in self.batch.arrays.items()}
+        with step_context(program.seed, step, shard, training=True), recording(graph):
+            self._loss = _summed(program.loss(unflatten(runner.structure, parameters), samples), size)
+            gradients = backward([self._loss], None, parameters)
+            gradients = [g if g.dtype == program.dtype else g.astype(program.dtype) for g in gradients]
+        self.key = step_key(program.seed, step, shard)
+        key = [] if graph.key is None else [graph.key]
+        self._inputs = [*runner.parameters, *self.batch.arrays.values(), *([] if graph.key is None else [self.key])]
+        self._plan = Plan([*parameters, *samples.values(), *key], [self._loss, *gradients])
+        graph.forget_values()
+        self._arena = Arena(self._plan.arena_bytes)
+        self.loss = np.empty((), self._loss.dtype)
+        self._bound: dict[int, Bound] = {}
+
+    def bind(self, shard: int) -> Bound:
+        """Return the calls that run this shard: into its own gradient buffer, and the sum of its losses into `loss`."""
+        bound = self._bound.get(shard)
+        if bound is None:
+            runner = self._runner
+            outputs = [self.loss, *runner.layout.views(runner.memory.gradients[shard])]
+            bound = self._bound[shard] = self._plan.bind(self._inputs, outputs, self._arena)
+        return bound
+
+
+def _summed(loss: Any, size: int) -> Tensor:
+    """The sum over the shard's samples of what the user's loss returned: (n,), or a scalar that is the mean."""
+    if not isinstance(loss, Tensor):
+        raise InputError(
+            f"loss: expected a value computed from params with NumPy, got {type(loss).__name__} that does not depend on "
+            "them"
+        )
+    if loss.dtype.kind != "f":
+        raise InputError(f"loss: expected float values, got {loss.dtype}")
+    if loss.shape == (size,):
+        return np.sum(loss)  # type: ignore[return-value]
+    if loss.shape == ():
+        return loss * loss.dtype.type(size)
+    raise ShapeError(f"loss: expected a value per sample ({size},) or a scalar, got shape {loss.shape}")
+
+
+class ShardRunner:
+    """Runs the shards of one worker. Everything it allocates, it allocates the first time it meets a shape."""
+
+    def __init__(self, program: Program, memory: RunMemory) -> None:
+        self.program, self.memory = program, memory
+        _, self.structure = flatten(program.initial_parameters())
+        self.layout: Layout = memory.dimensions.layout
+        self.sampler = program.sampler()
+        self.parameters = self.layout.views(memory.parameters)
+        self._signatures: dict[int, _Signature] = {}
+        self._eval_batches: dict[int, Batch] = {}
+
+    def gather(self, step: int, shard: int) -> _Signature:
+        """Fill the batch buffers with the samples of (step, shard); at least one sample."""
+        indices = self.sampler.indices(step, shard)
+        signature = self._signatures.get(len(indices))
+        if signature is None:
+            signature = self._signatures[len(indices)] = _Signature(self, len(indices), step, shard)
+        signature.batch.fill(indices)
+        signature.key[1], signature.key[2] = step, shard
+        return signature
+
+    def evaluate(self, chunk: int) -> dict[str, float]:
+        """Evaluate one chunk of the held-out data with plain NumPy: sums over its samples, and their number."""
+        program = self.program
+        total = len(next(iter(program.eval.values())))
+        lo, hi = chunk * EVAL_CHUNK, min((chunk + 1) * EVAL_CHUNK, total)
+        batch = self._eval_batches.get(hi - lo)
+        if batch is None:
+            batch = self._eval_batches[hi - lo] = Batch(program.eval, hi - lo, program.dtype)
+        batch.fill(np.arange(lo, hi))
+        parameters = unflatten(self.structure, self.parameters)
+        with step_context(program.seed, 0, chunk, training=False), np.errstate(all="ignore"):
+            loss = np.asarray(program.loss(parameters, batch.arrays))
+            values = {} if program.metrics is None else dict(program.metrics(parameters, batch.arrays))
+        sums = {"samples": float(hi - lo), "loss": _per_sample_sum("loss", loss, hi - lo)}
+        for name, value in values.items():
+            sums[name] = _per_sample_sum(f"metrics[{name!r}]", np.asarray(value), hi - lo)
+        return sums
+
+
+def _per_sample_sum(name: str, values: NDArray[Any], size: int) -> float:
+    if values.shape == ():
+        return float(values) * size
+    if values.shape != (size,):
+        raise ShapeError(f"{name}: expected a value per sample ({size},), got shape {values.shape}")
+    return float(np.sum(values, dtype=np.float64))
+
+
+def eval_chunks(program: Program) -> int:
+    """How many chunks an evaluation has."""
+    return -(-len(next(iter(program.eval.values()))) // EVAL_CHUNK) if program.eval else 0

@@ -1,0 +1,112 @@
+"""The update: from the summed gradient to new parameters, so that a death in the middle leaves nothing half done.
+
+``decide`` is a pure function of what all ranks see, so every rank takes the same decision without a message.
+``SliceUpdate`` walks a slice in blocks. Before a block is touched its old content goes into the rank's undo record; who
+completes the slice after a death puts the record back and goes on from that block. So each block is updated exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtrain.comm.layout import BLOCK
+from dtrain.comm.memory import BEATS, BLOCK_IN_WORK, BLOCKS_DONE, RING, ROW_WORDS, UPDATE_STEP, RunMemory
+from dtrain.optim.clipping import clip_by_value
+from dtrain.optim.clipping import scale as clip_scale
+from dtrain.optim.rule import Rule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a job that the update needs."""
+
+    rule: Rule
+    clip_norm: float | None
+    clip_value: float | None
+    on_nonfinite: Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the ranks do with the summed gradient of one step. ``factor`` multiplies the sum over samples."""
+
+    action: Literal["update", "skip", "stop"]
+    norm: float
+    clip: float
+    factor: float
+
+
+def decide(settings: Settings, squares: NDArray[np.float64], losses: NDArray[np.float64], samples: int) -> Decision:
+    """Decide on one step from the segments' sums of squares and the shards' losses (absent shards hold 0).
+
+    The norm is that of the mean gradient over ``samples``. ``math.fsum`` is exact, so its order does not matter.
+    """
+    if not (np.isfinite(squares).all() and np.isfinite(losses).all()):
+        return Decision("skip" if settings.on_nonfinite == "skip" else "stop", math.nan, 1.0, 0.0)
+    norm = math.sqrt(math.fsum(squares.tolist())) / samples
+    clip = 1.0 if settings.clip_norm is None else clip_scale(norm, settings.clip_norm)
+    return Decision("update", norm, clip, clip / samples)
+
+
+class SliceUpdate:
+    """Update blocks ``lo..hi`` in place, recording progress in row ``row`` of the run's memory."""
+
+    def __init__(self, memory: RunMemory, settings: Settings, row: int, blocks: tuple[int, int]) -> None:
+        layout = memory.dimensions.layout
+        self._memory, self._settings, self._lo, self._hi = memory, settings, *blocks
+        self._words, self._row = memory.arrived_words, row * ROW_WORDS
+        self._coefficients = len(settings.rule.coefficients(0, 0.0))
+        work = [np.empty(BLOCK, layout.dtype) for _ in range(3)]
+        self._blocks: list[tuple[Any, ...]] = []
+        for block in range(*blocks):
+            where = layout.block(block)
+            length = where.stop - where.start
+            live = (memory.parameters[where], *(s[where] for s in memory.state))
+            saved = tuple(u[:length] for u in memory.undo[row])
+            gradient, *scratch = (w[:length] for w in work)
+            self._blocks.append((tuple(zip(saved, live, strict=True)), live, memory.total[where], gradient, scratch))
+
+    def run(self, step: int, decision: Decision) -> None:
+        """Update the slice for ``step``. The rank that owns the row calls it, once per step."""
+        words, row = self._words, self._row
+        words[row + BLOCK_IN_WORK] = -1
+        words[row + BLOCKS_DONE] = self._lo
+        words[row + UPDATE_STEP] = step + 1
+        self._update(self._lo, step, decision)
+
+    def complete(self, step: int, decision: Decision) -> None:
+        """Finish what the owner of the row, now dead or halted, has left of ``step``. Nobody else is running."""
+        words, row = self._words, self._row
+        start = self._lo
+        if words[row + UPDATE_STEP] == step + 1:
+            start = words[row + BLOCKS_DONE]
+            if words[row + BLOCK_IN_WORK] == start:
+                for saved, live in self._blocks[start - self._lo][0]:
+                    np.copyto(live, saved)
+        else:
+            words[row + BLOCK_IN_WORK] = -1
+            words[row + BLOCKS_DONE] = start
+            words[row + UPDATE_STEP] = step + 1
+        self._update(start, step, decision)
+
+    def _update(self, start: int, step: int, decision: Decision) -> None:
+        words, row, update = self._words, self._row, self._settings.rule.update
+        coefficients = tuple(self._memory.coefficients[step % RING, : self._coefficients].tolist())
+        factor = self._memory.parameters.dtype.type(decision.factor)
+        bound = self._settings.clip_value
+        for block in range(start, self._hi):
+            pairs, (parameter, *state), total, gradient, scratch = self._blocks[block - self._lo]
+            np.multiply(total, factor, gradient)
+            if bound is not None:
+                clip_by_value(gradient, bound)
+            for saved, live in pairs:
+                np.copyto(saved, live)
+            words[row + BLOCK_IN_WORK] = block
+            update(parameter, gradient, tuple(state), coefficients, tuple(scratch))
+            words[row + BLOCKS_DONE] = block + 1
+            words[row + BEATS] += 1

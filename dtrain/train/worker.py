@@ -1,0 +1,196 @@
+"""The worker: stateless hands. It runs the shards it is given, sums and updates its slice, and keeps nothing.
+
+Parameters, optimizer state and gradients are in the run's memory; what a worker holds can be made again from the job.
+Within the granted steps the workers of a generation go on by themselves, three barriers a step:
+
+    gradients of my shards -> barrier -> sum my slice -> barrier -> decide, update my slice -> barrier
+
+After the first barrier all gradients are there, after the second the whole sum and its squares, after the third the
+step is committed. A worker writes nothing that belongs to another one.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from dtrain.comm.barrier import Barrier, Halted
+from dtrain.comm.channel import Channel, ChannelClosed, Message
+from dtrain.comm.layout import split_evenly
+from dtrain.comm.memory import BEATS, GRADIENTS, GRANTED, HALT, RING, ROW_WORDS, SUMMED, UPDATED, RunMemory
+from dtrain.comm.reduce import SliceSum
+from dtrain.errors import DtrainError
+from dtrain.train.numerics import numerics_class
+from dtrain.train.program import Program
+from dtrain.train.shard import ShardRunner
+from dtrain.train.update import Settings, SliceUpdate, decide
+
+_SPINS = 200
+
+
+class Worker:
+    """One worker of a run, in a process or thread of its own. ``run`` returns when the coordinator says stop or is gone."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._message: Message | None = None
+
+    def run(self, prepare: Callable[[], tuple[Program, RunMemory]]) -> None:
+        """Get the job and the run's memory with ``prepare``, then serve until told to stop."""
+        try:
+            program, self.memory = prepare()
+            self.shards = ShardRunner(program, self.memory)
+            self.settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
+            self._channel.send({"type": "joined", "numerics": numerics_class()})
+            with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
+                while True:
+                    message = self._message or self._channel.receive()
+                    self._message = None
+                    if message is None or message["type"] == "go":
+                        continue
+                    if message["type"] == "stop":
+                        return
+                    if message["type"] == "begin":
+                        self._generation(message)
+        except ChannelClosed:
+            return
+        except DtrainError as error:
+            self._report(error, error.exit_code)
+        except Exception as error:
+            self._report(error, 3)
+
+    def _report(self, error: BaseException, exit_code: int) -> None:
+        text = str(error) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
+        stack = "".join(traceback.format_exception(error))
+        report = {"type": "failed", "error": text, "exit_code": exit_code, "stack": stack, "place": _place(error)}
+        try:
+            self._channel.send(report)
+            self._channel.receive()
+        except ChannelClosed:
+            pass
+
+    def _generation(self, message: Message) -> None:
+        """Run steps as a member of one generation, until another message ends it."""
+        member = Member(self, message)
+        step, shards = int(message["step"]), tuple(message["first"])
+        try:
+            while True:
+                if member.header[GRANTED] <= step and not self._wait_for_grant(member, step):
+                    return
+                if not member.run(step, shards):
+                    self._channel.send({"type": "nonfinite", "step": step, "generation": member.generation})
+                    return
+                step, shards = step + 1, member.shards
+        except Halted:
+            self._channel.send({"type": "halted", "generation": member.generation})
+
+    def _wait_for_grant(self, member: Member, step: int) -> bool:
+        """Wait until ``step`` is granted; False if a message ends the generation instead."""
+        for _ in range(_SPINS):
+            if member.header[GRANTED] > step:
+                return True
+        while True:
+            if member.header[HALT] >= member.generation:
+                raise Halted
+            if member.header[GRANTED] > step:
+                return True
+            message = self._channel.receive(timeout_seconds=0.05)
+            if message is None or message["type"] == "go":
+                continue
+            if message["type"] == "evaluate":
+                self._evaluate(member, message)
+                continue
+            self._message = message
+            return False
+
+    def _evaluate(self, member: Member, message: Message) -> None:
+        sums = {}
+        for chunk in range(*message["chunks"]):
+            sums[chunk] = self.shards.evaluate(chunk)
+            member.words[member.row + BEATS] += 1
+            if member.header[HALT] >= member.generation:
+                raise Halted
+        self._channel.send(
+            {"type": "evaluated", "generation": member.generation, "step": message["step"], "sums": sums}
+        )
+
+    def check_coordinator(self) -> None:
+        """Raise ChannelClosed if the coordinator is gone; a message that is found is kept."""
+        if self._message is None:
+            self._message = self._channel.receive(timeout_seconds=0)
+
+
+class Member:
+    """A worker in one generation: its rank, its shards, its slice and its barrier."""
+
+    def __init__(self, worker: Worker, message: Message) -> None:
+        memory = worker.memory
+        self.generation, self.rank = int(message["generation"]), int(message["rank"])
+        world_size = int(message["world_size"])
+        self.shards = tuple(range(*message["run"]))
+        self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
+        blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
+        self._sum = SliceSum(memory.dimensions.layout, memory.gradients, memory.total, blocks)
+        self._update = SliceUpdate(memory, worker.settings, self.rank, blocks)
+        self._barrier = Barrier(memory, self.rank, world_size, self.generation, worker.check_coordinator)
+        self._memory, self._settings = memory, worker.settings
+        self._runner, self._sampler = worker.shards, worker.shards.sampler
+        self._last_wait = 0.0
+        self._shard_done = memoryview(memory.shard_done).cast("B").cast("q")
+
+    def run(self, step: int, shards: tuple[int, ...]) -> bool:
+        """Run one step; False if it was stopped because its gradient is not finite. Raises Halted."""
+        memory, barrier, slot = self._memory, self._barrier, step % RING
+        phases = memory.phases[slot, self.rank]
+        samples = self._sampler.batch_size(step)
+        present = tuple(range(min(samples, self._sampler.shards)))  # the other shards of a small last batch are empty
+        losses = memory.losses[slot]
+        data = compute = 0.0
+        start = perf_counter()
+        for shard in shards:
+            if shard < len(present):
+                signature = self._runner.gather(step, shard)
+                gathered = perf_counter()
+                signature.bind(shard).run()
+                losses[shard] = signature.loss
+                data += gathered - start
+                start = perf_counter()
+                compute += start - gathered
+            self._shard_done[shard] = step + 1
+            self.words[self.row + BEATS] += 1
+            if self.header[HALT] >= self.generation:
+                raise Halted
+        barrier.arrive(4 * step + GRADIENTS)
+        barrier.wait(4 * step + GRADIENTS)
+        t0 = perf_counter()
+        self._sum.run(present, memory.squares[slot])
+        t1 = perf_counter()
+        barrier.arrive(4 * step + SUMMED)
+        barrier.wait(4 * step + SUMMED)
+        t2 = perf_counter()
+        decision = decide(self._settings, memory.squares[slot], losses[: len(present)], samples)
+        if decision.action == "stop":
+            return False
+        if decision.action == "update":
+            self._update.run(step, decision)
+        t3 = perf_counter()
+        # The wait for the commit is counted in the next step: once it is over, the coordinator may read this row.
+        phases[:] = data, compute, t1 - t0, t3 - t2, (t0 - start) + (t2 - t1) + self._last_wait
+        barrier.arrive(4 * step + UPDATED)
+        barrier.wait(4 * step + UPDATED)
+        self._last_wait = perf_counter() - t3
+        return True
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line outside dtrain and NumPy where the error arose: the user's line, if it was the user's."""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        parts: Any = frame.filename.replace("\\", "/").split("/")
+        if "dtrain" not in parts and "numpy" not in parts:
+            place = f"{frame.filename}:{frame.lineno}"
+    return place
