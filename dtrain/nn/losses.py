@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.errors import InputError
+from dtrain.errors import InputError, ShapeError
 from dtrain.graph import stop_gradient
 from dtrain.nn.layers import relu
 
 
 def _is_label(scores: Any, labels: Any) -> Any:
-    """The mask (n, k) that is true at each sample's label."""
+    """The mask (n, k) that is true at each sample's label; ``ShapeError`` if the labels are not n integers."""
+    if labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu" or scores.ndim != 2:
+        raise ShapeError(
+            f"loss: expected scores (n, classes) and integer labels (n,), got {scores.shape} and "
+            f"{labels.dtype} {labels.shape}; give class numbers from 0, or use mean_squared_error for numbers"
+        )
     return np.expand_dims(labels, 1) == np.arange(scores.shape[1])
 
 
@@ -52,9 +57,14 @@ def mean_squared_error(scores: Any, targets: Any) -> Any:
     ``targets`` are numbers of the scores' shape, or (n,) if k is 1. Integers (n,) with k above 1 are labels: the
     target is 1 at the label and 0 elsewhere.
     """
-    if targets.ndim == 1:
+    if targets.ndim == 1 and scores.ndim == 2:
         are_labels = targets.dtype.kind in "iu" and scores.shape[1] > 1
         targets = _is_label(scores, targets).astype(scores.dtype) if are_labels else np.expand_dims(targets, 1)
+    if targets.shape != scores.shape or scores.ndim != 2:
+        raise ShapeError(
+            f"loss: expected scores (n, k) and targets of the same shape, got {scores.shape} and {targets.shape}; "
+            "give one target per score"
+        )
     return np.mean(np.square(scores - targets), axis=1)
 
 

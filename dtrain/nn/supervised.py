@@ -16,7 +16,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Supervised:
-    """A model under a loss, on batches {"x": (n, features), "y": (n,) labels or (n, classes) numbers}.
+    """A model under a loss, on batches {"x": (n, …), "y": (n,) labels or (n, classes) numbers}.
 
     The three methods are what a user's own model file gives. The dataclass holds options alone, so it can be rebuilt
     in any process from the job spec.
@@ -31,16 +31,23 @@ class Supervised:
         """Fresh float32 parameters."""
         return self.model.init(rng, self.features, self.classes)
 
+    def predict(self, params: Params, x: Any) -> Any:
+        """The scores (n, classes). Samples of any shape are flattened, and taken in the dtype of the parameters."""
+        dtype = self.model.weights(params)[0].dtype
+        if x.ndim != 2:
+            x = x.reshape(x.shape[0], -1)
+        return self.model.predict(params, x if x.dtype == dtype else x.astype(dtype))
+
     def loss(self, params: Params, batch: Batch) -> Any:
         """The loss of each sample (n,), the model's penalty added to each, so that their mean is the lecture's loss."""
-        losses = LOSSES[self.loss_name](self.model.predict(params, batch["x"]), batch["y"])
+        losses = LOSSES[self.loss_name](self.predict(params, batch["x"]), batch["y"])
         return losses + self.model.penalty(params) if self.model.l2 else losses
 
     def metrics(self, params: Params, batch: Batch) -> dict[str, Any]:
         """The accuracy of each sample (n,) where the targets are labels; nothing otherwise."""
         if batch["y"].dtype.kind not in "iu":
             return {}
-        return {"accuracy": accuracy(self.model.predict(params, batch["x"]), batch["y"])}
+        return {"accuracy": accuracy(self.predict(params, batch["x"]), batch["y"])}
 
 
 def supervise(model: Model, loss: str | None, features: int, classes: int) -> Supervised:

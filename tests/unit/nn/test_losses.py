@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.errors import InputError
+from dtrain.errors import InputError, ShapeError
 from dtrain.graph import value_and_grad
 from dtrain.nn import (
     LOSSES,
@@ -177,3 +177,13 @@ def test_bad_labels_are_named(labels: np.ndarray, message: str) -> None:
 
 def test_good_labels_pass() -> None:
     check_labels(np.array([0, 2, 1], np.uint8), 3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "targets", [np.zeros((3, 1), np.int64), np.zeros(2, np.int64), np.zeros(1, np.int64), np.zeros(3)]
+)
+def test_targets_that_do_not_fit_are_named(name: str, targets: np.ndarray) -> None:
+    """Broadcasting would take some of these and give a wrong loss."""
+    with pytest.raises(ShapeError, match=r"loss: expected scores .*, got \(3, 10\) and"):
+        LOSSES[name](TEN, targets)

@@ -130,6 +130,19 @@ def test_regression_has_no_accuracy() -> None:
     assert functions.metrics(params, data) == {}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64])
+def test_samples_are_flattened_and_taken_in_the_dtype_of_the_parameters(dtype: type) -> None:
+    functions = supervise(make_model("mlp", hidden=[3]), None, 12, CLASSES)
+    params = functions.init(np.random.default_rng(0))
+    images = np.random.default_rng(1).integers(0, 255, (SAMPLES, 3, 2, 2)).astype(dtype)
+    scores = functions.predict(params, images)
+    np.testing.assert_array_equal(scores, functions.predict(params, images.reshape(SAMPLES, 12).astype(np.float32)))
+    value, gradients = value_and_grad(lambda p, b: np.mean(functions.loss(p, b)))(
+        params, {"x": images, "y": np.zeros(SAMPLES, np.int64)}
+    )
+    assert scores.dtype == np.asarray(value).dtype == gradients["layers"][0]["w"].dtype == np.float32
+
+
 def test_each_model_has_its_own_loss() -> None:
     names = {name: supervise(make_model(name), None, 2, 2).loss_name for name in MODELS}
     assert names == {"softmax": "softmax_cross_entropy", "svm": "hinge", "mlp": "softmax_cross_entropy"}
