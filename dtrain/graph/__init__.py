@@ -7,6 +7,7 @@ makes a flat list of calls of it. This package knows nothing of workers or of tr
 
 from dtrain.graph import numpy_functions as _numpy_functions  # fills the tables of dispatch
 from dtrain.graph.api import grad, trace, value_and_grad, vjp
+from dtrain.graph.check import CheckReport, GradientCheckError, check_grads
 from dtrain.graph.context import (
     StepContext,
     current_context,
@@ -30,12 +31,15 @@ __all__ = [
     "PRIMITIVES",
     "Arena",
     "Bound",
+    "CheckReport",
+    "GradientCheckError",
     "Graph",
     "Plan",
     "Primitive",
     "StepContext",
     "Tensor",
     "backward",
+    "check_grads",
     "current_context",
     "dropout",
     "flatten",

@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Randomness inside a model: raw counter-based Philox words that depend on (seed, step, shard, place in the graph) and nothing else.
 
 The invariant: the key (seed, step, shard) is an input of the graph, never baked into it, so one plan serves every step and shard.

@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Differentiation, graph to graph: one reverse sweep, in which every branch becomes an explicit sum.
 
 The backward pass is recorded into the same graph, so it can be read, drawn, planned, and differentiated again.

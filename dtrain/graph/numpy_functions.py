@@ -31,13 +31,20 @@ def _atleast_1d(x: Any) -> Any:
     return x if x.ndim else np.reshape(x, (1,))
 
 
+def _float_power(x: Any, y: Any) -> Any:
+    """np.float_power computes in float64 at least."""
+    x, y = (shape.astype(o, np.float64) if isinstance(o, Tensor) else np.asarray(o, np.float64)[()] for o in (x, y))
+    return elementwise.power(x, y)
+
+
 def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> Any:
     return np.abs(a - b) <= atol + rtol * np.abs(b)
 
 
 UFUNCS.update({op.ufunc: op for op in PRIMITIVES.values() if isinstance(op, Ufunc)})
 UFUNCS[np.maximum] = elementwise.relu_or_maximum
-UFUNCS[np.power] = UFUNCS[np.float_power] = elementwise.power
+UFUNCS[np.power] = elementwise.power
+UFUNCS[np.float_power] = _float_power
 UFUNCS[np.fabs] = elementwise.absolute
 UFUNCS[np.matmul] = linear.matmul
 UFUNCS[np.conjugate] = lambda x: x

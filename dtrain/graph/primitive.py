@@ -62,7 +62,7 @@ class Primitive:
         """Say in one phrase which shapes would fit, for the error message."""
         return "shapes that broadcast together"
 
-    def __call__(self, *args: Any, **static: Any) -> Tensor:
+    def __call__(self, *args: Any, **static: Any) -> Any:
         return record(self, args, static or EMPTY)
 
 
@@ -91,7 +91,7 @@ class Ufunc(Primitive):
             return partial(self.ufunc, *values, out=out)
         return partial(self.ufunc, *values, out)
 
-    def __call__(self, *args: Any, **static: Any) -> Tensor:
+    def __call__(self, *args: Any, **static: Any) -> Any:
         return record(self, promote(args))
 
 
@@ -255,8 +255,8 @@ def as_tensor(x: Any, graph: Graph | None = None) -> Tensor:
     return graph.constant(x)
 
 
-def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Tensor:
-    """Append a node to the graph of the arguments, computing it if the graph is eager."""
+def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
+    """Append a node to the graph of the arguments, computing it if the graph is eager. Plain arrays give a plain array."""
     graph: Graph | None = None
     plain = False
     weak = True
@@ -273,9 +273,7 @@ def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Tensor
             if weak and not isinstance(a, bool | int | float):
                 weak = False
     if graph is None:
-        graph = active_graph()
-        if graph is None:
-            raise TraceError(f"{op.name} at {format_line(user_line())}: none of its arguments is traced")
+        return op.evaluate([np.asarray(a) for a in args], static)
     inputs: tuple[Tensor, ...]
     inputs = tuple([a if a.__class__ is Tensor else graph.constant(a) for a in args]) if plain else tuple(args)
     line = graph.line

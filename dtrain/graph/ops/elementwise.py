@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Elementwise primitives: a ufunc each, with its derivative beside it.
 
 Each rule returns one expression per input; `g` is the gradient of the output `out`.

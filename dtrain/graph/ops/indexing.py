@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Indexing: basic indices are views, integer arrays gather, and the gradient of either puts g back into zeros.
 
 A static index is a hashable template: ("slice", start, stop, step), an int, None, "...", or ("array", i) for the i-th index input.
@@ -29,8 +31,14 @@ def _real_index(template: Template, arrays: tuple[Any, ...] = ()) -> tuple[Any, 
     return tuple(index)
 
 
+def _basic_index(template: Template) -> tuple[Any, ...]:
+    """Return the index with an ellipsis, so that a single element is a 0-d view and not a scalar."""
+    index = _real_index(template)
+    return index if "..." in template else (*index, ...)
+
+
 def _slice_view(x: np.ndarray, *, index: Template) -> np.ndarray:
-    return x[(*_real_index(index), ...)]
+    return x[_basic_index(index)]
 
 
 @primitive(view=_slice_view, name="slice")
@@ -49,7 +57,7 @@ def _embed_run(out: np.ndarray, part: np.ndarray, g: np.ndarray) -> None:
 
 
 def _embed_bind(out: np.ndarray, g: np.ndarray, *, shape: Shape, index: Template) -> Call:
-    return partial(_embed_run, out, out[(*_real_index(index), ...)], g)
+    return partial(_embed_run, out, out[_basic_index(index)], g)
 
 
 @primitive(shape=_embed_shape, bind=_embed_bind)

@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Products: matmul is the primitive; dot, inner, outer, einsum and the norm are composed of it.
 
 A transposed operand reaches BLAS as a view, never as a copy.

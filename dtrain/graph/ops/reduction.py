@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Reductions: sums, extremes, means, and those composed of them.
 
 An axis is an int, a tuple of ints or None; `keepdims` as in NumPy. Sums run in NumPy's own order, so the planned result has NumPy's bits.

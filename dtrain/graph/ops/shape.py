@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs
+# Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Shape primitives: views where NumPy has views, copies where it must copy.
 
 A view primitive owns no buffer; `view` raises ValueError where a layout does not allow it, and the plan then copies first.
@@ -286,4 +288,6 @@ ones_like = _like(1.0)
 def full_like(x: Any, fill_value: Any, dtype: Any = None, **options: Any) -> Tensor:
     """Record np.full_like; the fill value may be traced."""
     x = as_tensor(x)
-    return broadcast_to(astype(as_tensor(fill_value, x.graph), dtype or x.dtype), x.shape)
+    if isinstance(fill_value, Tensor):
+        return broadcast_to(astype(fill_value, dtype or x.dtype), x.shape)
+    return broadcast_to(x.graph.constant(np.asarray(fill_value, dtype or x.dtype)), x.shape)
