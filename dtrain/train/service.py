@@ -44,7 +44,6 @@ from dtrain.train.update import Settings, SliceUpdate, decide
 _TICK_SECONDS = 0.01
 _FAREWELL_SECONDS = 2.0
 _FOREVER = np.iinfo(np.int64).max
-_RESTING = ("halted", "nonfinite", "failed")  # after these a worker touches nothing until it is told to
 
 
 class Launcher(Protocol):
@@ -224,7 +223,7 @@ class Service:
             self._message(worker, message)
 
     def _message(self, worker: int, message: Message) -> None:
-        if message["type"] in _RESTING:
+        if self._is_resting(message):
             self._at_rest.add(worker)
         match message["type"]:
             case "joined":
@@ -243,6 +242,12 @@ class Service:
             case "failed":
                 self._observer.event("worker_failed", message["error"], worker=worker, stack=message["stack"])
                 self._handle(c.Failed(worker, _worker_error(message)))
+
+    def _is_resting(self, message: Message) -> bool:
+        """Whether its sender now touches nothing until it is told to."""
+        if message["type"] == "failed":
+            return True
+        return message["type"] in ("halted", "nonfinite") and message["generation"] == self._coordinator.generation
 
     def _progress(self) -> None:
         rows = self.memory.arrived
@@ -300,6 +305,8 @@ class Service:
 
     def _begin(self, begin: c.Begin) -> None:
         memory = self.memory
+        # A member of the generation before may not have read its message yet when the next steps are granted.
+        memory.header[HALT] = begin.generation - 1
         memory.arrived[:, :] = 0
         memory.arrived[:, ARRIVED] = 4 * begin.step
         self._members, self._at_rest = begin.members, set()
@@ -505,7 +512,7 @@ class Service:
                     continue
                 try:
                     while (message := self._channels[key.data].receive(timeout_seconds=0)) is not None:
-                        if message["type"] in _RESTING:
+                        if self._is_resting(message):
                             restless.discard(key.data)
                 except ChannelClosed:
                     self._forget(key.data)

@@ -81,6 +81,9 @@ class Worker:
             while True:
                 if member.header[GRANTED] <= step and not self._wait_for_grant(member, step):
                     return
+                # Looked at after the grant: a grant to a later generation is no grant to this one.
+                if member.header[HALT] >= member.generation:
+                    raise Halted
                 if not member.run(step, shards):
                     self._channel.send({"type": "nonfinite", "step": step, "generation": member.generation})
                     return
