@@ -1,7 +1,7 @@
 """Every primitive and every covered NumPy function, with sample inputs and PyTorch's form of the same computation.
 
-The table is the test: `tests/unit/graph/test_ops.py` runs each row, and fails if a primitive or a covered function is in no row. Inputs
-keep away from kinks and from the edges of domains by construction.
+The table is the test: `tests/unit/graph/test_ops.py` runs each row, and fails if a primitive or a covered function is
+in no row. Inputs keep away from kinks and from the edges of domains by construction.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ ROWS = np.array([2, 0, 2, 1])
 MASK = (np.arange(12).reshape(3, 4) % 3) == 0
 tensor = torch.tensor
 
-# -- elementwise -------------------------------------------------------------------------------------------------------------------
+# -- elementwise
+# -------------------------------------------------------------------------------------------------------------------
 
 for _name, _input in {
     "negative": X, "positive": X, "exp": X, "exp2": X, "expm1": X, "log": POSITIVE, "log2": POSITIVE, "log10": POSITIVE,
@@ -102,15 +103,33 @@ row("plain sigmoid", lambda x: 1 / (1 + np.exp(-x)), torch.sigmoid, X)
 row("stop_gradient", lambda x: x * graph.stop_gradient(x), lambda x: x * x.detach(), X, orders=0)
 
 # Comparisons and logic steer np.where; they have no gradient.
-for _name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
-    row(_name, lambda x, y, f=getattr(np, _name): np.where(f(x, y), x, 2 * y),
-        lambda x, y, f=getattr(torch, {"not_equal": "ne", "equal": "eq"}.get(_name, _name)): torch.where(f(x, y), x, 2 * y), X, Y)  # fmt: skip
-for _name in ("logical_and", "logical_or", "logical_xor"):
-    row(_name, lambda x, y, f=getattr(np, _name): np.where(f(x > 0, y > 0), x, y),
-        lambda x, y, f=getattr(torch, _name): torch.where(f(x > 0, y > 0), x, y), X, Y)  # fmt: skip
-for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
-    row(_name, lambda x, y, f=getattr(np, _name): np.where(f(x > 0, y > 0), x, y),
-        lambda x, y, f=getattr(torch, _name): torch.where(f(x > 0, y > 0), x, y), X, Y)  # fmt: skip
+
+
+def steering(name: str, oracle: str, *, is_logical: bool) -> None:
+    ours, theirs = getattr(np, name), getattr(torch, oracle)
+
+    def function(x: Any, y: Any) -> Any:
+        return np.where(ours(x > 0, y > 0) if is_logical else ours(x, y), x, 2 * y)
+
+    def counterpart(x: Any, y: Any) -> Any:
+        return torch.where(theirs(x > 0, y > 0) if is_logical else theirs(x, y), x, 2 * y)
+
+    row(name, function, counterpart, X, Y)
+
+
+def testing(name: str) -> None:
+    ours, theirs = getattr(np, name), getattr(torch, name)
+    row(name, lambda x: np.where(ours(x), x, 3 * x), lambda x: torch.where(theirs(x), x, 3 * x), X)
+
+
+for _name in ("less", "less_equal", "greater", "greater_equal"):
+    steering(_name, _name, is_logical=False)
+steering("equal", "eq", is_logical=False)
+steering("not_equal", "ne", is_logical=False)
+for _name in ("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"):
+    steering(_name, _name, is_logical=True)
+for _name in ("isfinite", "isnan", "isinf", "signbit"):
+    testing(_name)
 row(
     "&|~",
     lambda x: np.where((x > 0) & ~(x > 1) | (x < -1), x, 0),
@@ -118,18 +137,12 @@ row(
     X,
 )
 row("logical_not", lambda x: np.where(np.logical_not(x > 0), x, 0), lambda x: torch.where(x > 0, 0, x), X)
-for _name in ("isfinite", "isnan", "isinf", "signbit"):
-    row(
-        _name,
-        lambda x, f=getattr(np, _name): np.where(f(x), x, 3 * x),
-        lambda x, f=getattr(torch, _name): torch.where(f(x), x, 3 * x),
-        X,
-    )
 row("floor_divide", lambda x: x * (x // 0.7), lambda x: x * torch.floor_divide(x, 0.7).detach(), X)
 row("mod operator", lambda x: x % 0.7, lambda x: x % 0.7, X)
 row("isclose", lambda x: np.where(np.isclose(x, x + 1e-12), x, 0), lambda x: x * 1.0, X)
 
-# -- reductions --------------------------------------------------------------------------------------------------------------------
+# -- reductions
+# --------------------------------------------------------------------------------------------------------------------
 
 for _axis in (None, 0, -1, (0, 2), (1,)):
     for _keep in (False, True):
@@ -207,7 +220,404 @@ row(
 )
 row("maximum ties", np.maximum, torch.maximum, np.ones(3), np.array([1.0, 2.0, 0.0]), orders=0)
 
-# -- shapes ------------------------------------------------------------------------------------------------------------------------
+# -- shapes
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ------------------------------------------------------------------------------------------------------------------------
 
 row("reshape", lambda x: np.reshape(x, (4, -1)) * 2, lambda x: x.reshape(4, -1) * 2, CUBE)
 row("x.reshape", lambda x: x.reshape(6, 4), lambda x: x.reshape(6, 4), CUBE)
@@ -280,7 +690,7 @@ row(
     lambda x: torch.take_along_dim(x, tensor(np.argsort(X, axis=1)[:, :2]), 1),
     X,
 )
-row("iteration", lambda x: [a * b for a, b in zip(x, x[::-1], strict=True)][0] * len(x), lambda x: x[0] * x[2] * 3, X)
+row("iteration", lambda x: next(a * b for a, b in zip(x, x[::-1], strict=True)) * len(x), lambda x: x[0] * x[2] * 3, X)
 
 # -- products ----------------------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 """The engine: trace a NumPy function, differentiate it, plan it, run it, check it.
 
-A traced function is a `Graph` of `Tensor` nodes (`tensor.py`); what a node computes and its derivative is a `Primitive` (`primitive.py`,
-`ops/`); which NumPy function records what is a table (`numpy_functions.py`); `backward` adds the reverse sweep to the same graph; `Plan`
-makes a flat list of calls of it. This package knows nothing of workers or of training.
+A traced function is a `Graph` of `Tensor` nodes (`tensor.py`); what a node computes and its derivative is a
+`Primitive` (`primitive.py`, `ops/`); which NumPy function records what is a table (`numpy_functions.py`); `backward`
+adds the reverse sweep to the same graph; `Plan` makes a flat list of calls of it. This package knows nothing of
+workers or of training.
 """
 
-from dtrain.graph import numpy_functions as _numpy_functions  # fills the tables of dispatch
+import dtrain.graph.numpy_functions  # noqa: F401  (fills the tables of dispatch)
 from dtrain.graph.api import grad, trace, value_and_grad, vjp
 from dtrain.graph.check import CheckReport, GradientCheckError, check_grads
 from dtrain.graph.context import (

@@ -1,7 +1,8 @@
 """What a user calls: grad, value_and_grad, vjp and trace.
 
-Owns the cache of compiled functions. The invariant: a compiled function gives what the plain one gives, with the same errors at the
-same line; it is cached by the structure of its arguments, their shapes and dtypes, its static arguments and the training flag.
+Owns the cache of compiled functions. The invariant: a compiled function gives what the plain one gives, with the same
+errors at the same line; it is cached by the structure of its arguments, their shapes and dtypes, its static arguments
+and the training flag.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from dtrain.errors import TraceError
 from dtrain.graph.context import current_context
 from dtrain.graph.differentiate import backward
-from dtrain.graph.ops.shape import alias
+from dtrain.graph.ops.shape import alias, zeros_like
 from dtrain.graph.plan import Bound, Plan
 from dtrain.graph.tensor import Graph, Tensor, active_graph, recording
 from dtrain.graph.tree import flatten, named_leaves, unflatten
@@ -39,12 +40,14 @@ def _check_differentiable(tree: Any, position: int) -> None:
             what = leaf.dtype if hasattr(leaf, "dtype") else type(leaf).__name__
             where = f"argument {position}" + (f" ({name})" if name else "")
             raise TraceError(
-                f"the gradient with respect to {where} of type {what} does not exist; pass floats, or leave it out of argnums"
+                f"the gradient with respect to {where} of type {what} does not exist; pass floats, or leave it "
+                "out of argnums"
             )
 
 
 class _Traced:
-    """A function recorded once: its inputs (those that are arrays), its result, and the gradients that were asked for."""
+    """A function recorded once: its inputs (those that are arrays), its result, and the gradients that were asked
+    for."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -83,8 +86,8 @@ def _scalar_output(value: Any, function: Callable[..., Any]) -> Tensor | None:
         return None
     if value.shape != ():
         raise TraceError(
-            f"{_name(function)} must return a scalar to be differentiated, got shape {value.shape}; made at {value.location}; "
-            "use np.sum or np.mean, or dtrain.vjp"
+            f"{_name(function)} must return a scalar to be differentiated, got shape {value.shape}; made at "
+            f"{value.location}; use np.sum or np.mean, or dtrain.vjp"
         )
     if value.dtype.kind != "f":
         raise TraceError(f"{_name(function)} must return a float to be differentiated, got {value.dtype}")
@@ -98,7 +101,8 @@ def _name(function: Callable[..., Any]) -> str:
 def _inline(
     graph: Graph, function: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool
 ) -> tuple[Any, Any, list[Any]]:
-    """Record value and gradients of the function into the graph: each differentiated leaf goes in under a node of its own."""
+    """Record value and gradients of the function into the graph: each differentiated leaf goes in under a node of its
+    own."""
     new_args = list(args)
     wrt: list[list[Tensor]] = []
     structures = []
@@ -119,7 +123,7 @@ def _inline(
         returned, aux = returned
     output = _scalar_output(returned, function)
     flat = [node for group in wrt for node in group]
-    gradients = [np.zeros_like(node) for node in flat] if output is None else backward([output], None, flat)
+    gradients = [zeros_like(node) for node in flat] if output is None else backward([output], None, flat)
     trees = []
     for group, structure in zip(wrt, structures, strict=True):
         trees.append(unflatten(structure, gradients[: len(group)]))
@@ -196,13 +200,15 @@ def value_and_grad(
 ) -> Callable[..., Any]:
     """Return a function that returns (value, gradient) of the scalar function f.
 
-    The gradient has the structure, shapes and dtypes of the argument `argnums` (a tuple of arguments gives a tuple). With `has_aux`, f
-    returns (value, aux) and the result is ((value, aux), gradient). Arguments are nested dicts, lists, tuples and dataclasses of float
-    arrays; a Python float is a 0-d input; ints, bools, strings and None are static. Arrays that f closes over are constants by reference.
+    The gradient has the structure, shapes and dtypes of the argument `argnums` (a tuple of arguments gives a tuple).
+    With `has_aux`, f returns (value, aux) and the result is ((value, aux), gradient). Arguments are nested dicts,
+    lists, tuples and dataclasses of float arrays; a Python float is a 0-d input; ints, bools, strings and None are
+    static. Arrays that f closes over are constants by reference.
 
-    With `compile`, f is recorded once for each structure, shapes and dtypes of its arguments and then run from the plan; with
-    compile=False it is traced at every call, and may branch on values. Thread-safe; the arrays returned are fresh. Inside a traced
-    function it records into the same graph, so derivatives nest. Raises TraceError where f cannot be recorded or differentiated.
+    With `compile`, f is recorded once for each structure, shapes and dtypes of its arguments and then run from the
+    plan; with compile=False it is traced at every call, and may branch on values. Thread-safe; the arrays returned
+    are fresh. Inside a traced function it records into the same graph, so derivatives nest. Raises TraceError where f
+    cannot be recorded or differentiated.
     """
     many = not isinstance(argnums, int)
     wanted: tuple[int, ...] = (argnums,) if isinstance(argnums, int) else tuple(argnums)
@@ -271,9 +277,11 @@ def grad(
 
 
 def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
-    """Return (f(*args), pullback): the pullback takes a tree like the output and returns one gradient for each argument.
+    """Return (f(*args), pullback): the pullback takes a tree like the output and returns one gradient for each
+    argument.
 
-    The forward values are kept for the pullback, which may be called many times. An argument without float arrays has the gradient None.
+    The forward values are kept for the pullback, which may be called many times. An argument without float arrays has
+    the gradient None.
     """
     outer = active_graph()
     graph = outer or Graph(is_branching_allowed=True)
@@ -307,9 +315,7 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[A
             if np.shape(s) != o.shape:
                 raise TraceError(f"the pullback takes shape {o.shape} for this output, got {np.shape(s)}")
         with recording(graph):
-            found = iter(
-                backward([o for o, _ in pairs], [s for _, s in pairs], flat) or [np.zeros_like(n) for n in flat]
-            )
+            found = iter(backward([o for o, _ in pairs], [s for _, s in pairs], flat) or [zeros_like(n) for n in flat])
             gradients = [
                 unflatten(structure, [None if node is None else next(found) for node in nodes])
                 if any(n is not None for n in nodes)
@@ -322,7 +328,8 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[A
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
-    """Record f on these arguments and return the graph, with `inputs` in the order of the arguments' leaves and flat `outputs`.
+    """Record f on these arguments and return the graph, with `inputs` in the order of the arguments' leaves and flat
+    `outputs`.
 
     `print(graph)` lists it. `graph.key` is the random key's input if anything random was asked for, else None.
     """

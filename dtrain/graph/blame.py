@@ -20,10 +20,11 @@ def _range(array: np.ndarray) -> str:
 
 
 def first_nonfinite(bound: Bound) -> str | None:
-    """Run the bound plan again and describe the first array that is not finite: an input, or the operation that made it.
+    """Run the bound plan again and describe the first array that is not finite: an input, or the operation that made
+    it.
 
-    Returns one line with the operation, the user's line and the ranges of its inputs, or None if everything is finite. The outputs are
-    written again.
+    Returns one line with the operation, the user's line and the ranges of its inputs, or None if everything is
+    finite. The outputs are written again.
     """
     plan = bound.plan
     for node, array in zip(plan.inputs, bound.inputs, strict=True):

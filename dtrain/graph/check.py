@@ -1,8 +1,8 @@
 """Gradient check: the derivative along a random direction, against differences of the plain function.
 
-One random direction checks a whole Jacobian. The plain function is evaluated by NumPy in float64, by central differences and, where it
-is analytic, by the complex step, which has no cancellation. Where a kink (relu, max, abs, …) lies between the two points, the difference
-means nothing; the report names the kink.
+One random direction checks a whole Jacobian. The plain function is evaluated by NumPy in float64, by central
+differences and, where it is analytic, by the complex step, which has no cancellation. Where a kink (relu, max, abs,
+…) lies between the two points, the difference means nothing; the report names the kink.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ def check_grads(
 ) -> CheckReport:
     """Check the gradient rules of f at `args` and return the report of relative errors, one per float leaf.
 
-    f takes and returns trees of arrays; its outputs are projected on random weights. Floats are cast to float64. `step` is relative to
-    the size of the argument. With `order` 2, the gradient itself is then checked as a function. Raises GradientCheckError if a relative
-    error exceeds `tolerance` and no kink explains it.
+    f takes and returns trees of arrays; its outputs are projected on random weights. Floats are cast to float64.
+    `step` is relative to the size of the argument. With `order` 2, the gradient itself is then checked as a function.
+    Raises GradientCheckError if a relative error exceeds `tolerance` and no kink explains it.
     """
     args = [_to_double(a) for a in args]
     rng = np.random.default_rng(seed)
@@ -215,7 +215,8 @@ def _check_leaf(
             by_complex = complex(_project(f(*moved(1j * tiny * direction)), weights)).imag / tiny
     except Exception:  # not every function takes complex arrays: the central difference stands
         by_complex = np.nan
-    # A function that is not analytic (abs, comparisons) gives a wrong complex step: trust it only where it confirms the other.
+    # A function that is not analytic (abs, comparisons) gives a wrong complex step: trust it only where it confirms
+    # the other.
     if abs(by_complex - numeric) <= 1e-4 * scale:
         numeric, error, method = by_complex, abs(analytic - by_complex) / scale, "complex step"
     kinks = _kinks(f, low, high) if error > 1e-9 else ()

@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Randomness inside a model: raw counter-based Philox words that depend on (seed, step, shard, place in the graph) and nothing else.
+"""Randomness inside a model: raw counter-based Philox words that depend on (seed, step, shard, place in the graph)
+and nothing else.
 
-The invariant: the key (seed, step, shard) is an input of the graph, never baked into it, so one plan serves every step and shard.
-`training` is static: a trace for evaluation is another graph.
+The invariant: the key (seed, step, shard) is an input of the graph, never baked into it, so one plan serves every
+step and shard. `training` is static: a trace for evaluation is another graph.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ def _key_of(graph: Graph, context: StepContext) -> Tensor:
 
 
 def random_words(count: int) -> Any:
-    """Return `count` raw uint64 words that depend on (seed, step, shard) and on how many were asked before in this trace."""
+    """Return `count` raw uint64 words that depend on (seed, step, shard) and on how many were asked before in this
+    trace."""
     context = require_context("a random number")
     graph = active_graph()
     if graph is None:
@@ -141,7 +143,8 @@ def random_words(count: int) -> Any:
 def keep_mask(shape: Any, rate: float) -> Any:
     """Return a boolean mask of `shape`, False with probability `rate` (rounded to a multiple of 1/65536).
 
-    Each element takes 16 bits of raw Philox words, four to a word, in C order. Raises TraceError outside of a step context.
+    Each element takes 16 bits of raw Philox words, four to a word, in C order. Raises TraceError outside of a step
+    context.
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"rate: expected 0 <= rate < 1, got {rate}")

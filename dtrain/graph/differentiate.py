@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import TraceError
+from dtrain.graph.ops.shape import zeros_like
 from dtrain.graph.primitive import Call, Shape, primitive
 from dtrain.graph.tensor import Tensor
 
@@ -82,8 +83,8 @@ def _influenced(wrt: Sequence[Tensor], outputs: Sequence[Tensor]) -> bytearray:
 def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequence[Tensor]) -> list[Tensor]:
     """Record the gradients of Σ seed·output with respect to `wrt` and return them.
 
-    `seeds` have the shapes of the outputs (None: ones). Only what `wrt` needs is recorded. A tensor of `wrt` that no output depends on
-    has a zero constant as gradient. Raises TraceError for a `wrt` that is not floating point.
+    `seeds` have the shapes of the outputs (None: ones). Only what `wrt` needs is recorded. A tensor of `wrt` that no
+    output depends on has a zero constant as gradient. Raises TraceError for a `wrt` that is not floating point.
     """
     if not wrt or not outputs:
         return []
@@ -125,6 +126,6 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequen
             for x, part in zip(node.inputs, parts, strict=True):
                 if part is not None and marked[x.index]:
                     terms.setdefault(x.index, []).append(undo_broadcast(part, x))
-        return [gradients[w.index] if w.index in gradients else np.zeros_like(w) for w in wrt]
+        return [gradients[w.index] if w.index in gradients else zeros_like(w) for w in wrt]
     finally:
         graph.is_eager, graph.line, graph.scope = was_eager, was_line, was_scope

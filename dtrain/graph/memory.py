@@ -1,7 +1,7 @@
 """Memory of a plan: which buffer lives how long, and where in the arena it lies.
 
-The invariant: two buffers whose lives overlap never overlap in the arena, except where an elementwise operation takes over the memory
-of an input that dies with it. Offsets depend on the steps alone.
+The invariant: two buffers whose lives overlap never overlap in the arena, except where an elementwise operation takes
+over the memory of an input that dies with it. Offsets depend on the steps alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def assign_memory(steps: Sequence[Step], slots: Sequence[Slot]) -> tuple[int, in
 
 
 def _dying_input(step: Step, i: int, last: dict[int, int]) -> Slot | None:
-    """Return the buffer of an input whose memory the result may take: elementwise, same layout, read here for the last time."""
+    """Return the buffer of an input whose memory the result may take: elementwise, same layout, read here for the
+    last time."""
     if not step.op.is_elementwise:
         return None
     want = step.out.prototype

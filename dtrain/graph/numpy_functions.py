@@ -1,6 +1,7 @@
 """The table of what is covered: which NumPy function and array method is recorded by what.
 
-The invariant: a function that is not in these tables raises UnsupportedFunctionError with its name; nothing is silently evaluated.
+The invariant: a function that is not in these tables raises UnsupportedFunctionError with its name; nothing is
+silently evaluated.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
 from dtrain.graph.ops import elementwise, indexing, linear, reduction, shape
 from dtrain.graph.primitive import PRIMITIVES, Ufunc
-from dtrain.graph.tensor import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS, Tensor
+from dtrain.graph.tensor import Tensor
 
 
 def _static(name: str) -> Any:

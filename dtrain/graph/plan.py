@@ -1,8 +1,8 @@
 """The plan: from a graph to a flat list of bound calls in preallocated memory.
 
-Owns the choice of what is computed, in which order, and where each result lies. The invariant: a plan is a pure function of the graph,
-so every process that traces the same function plans the same calls over the same layouts, and the bits of a run depend neither on how
-often nor on where the plan was bound. Liveness and offsets are in `memory.py`.
+Owns the choice of what is computed, in which order, and where each result lies. The invariant: a plan is a pure
+function of the graph, so every process that traces the same function plans the same calls over the same layouts, and
+the bits of a run depend neither on how often nor on where the plan was bound. Liveness and offsets are in `memory.py`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class Step:
 class Plan:
     """How to compute `outputs` from `inputs`: steps without dead or repeated work, over one reused arena.
 
-    `inputs` may be any nodes of one graph; everything else that the outputs need must be constant. An output that is an input, a view, or
-    named twice is copied into its array; every other output is written where it is wanted by the operation that makes it.
+    `inputs` may be any nodes of one graph; everything else that the outputs need must be constant. An output that is
+    an input, a view, or named twice is copied into its array; every other output is written where it is wanted by the
+    operation that makes it.
     """
 
     def __init__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -186,7 +187,8 @@ class Plan:
         return self._add(Slot(VIEW, shown, node, source.root, source, op, static))
 
     def _for_blas(self, slot: Slot, node: Tensor) -> Slot:
-        """Return the slot itself if BLAS takes its strides as they are (rows or columns contiguous), else a copy of it."""
+        """Return the slot itself if BLAS takes its strides as they are (rows or columns contiguous), else a copy of
+        it."""
         p = slot.prototype
         if p.flags.c_contiguous or p.ndim < 2:
             if p.ndim == 1 and not p.flags.c_contiguous:
@@ -233,9 +235,9 @@ class Plan:
     ) -> Bound:
         """Return the calls over these arrays, which are used as they are: inputs are read and outputs written in place.
 
-        None stands for an array that the plan allocates. Arrays must be C-contiguous, aligned, and of the planned shape and dtype, or an
-        InputError is raised. One arena (`Arena(plan.arena_bytes)`) may serve many bounds if they never run at the same time. Outputs must
-        overlap neither the inputs nor each other.
+        None stands for an array that the plan allocates. Arrays must be C-contiguous, aligned, and of the planned
+        shape and dtype, or an InputError is raised. One arena (`Arena(plan.arena_bytes)`) may serve many bounds if
+        they never run at the same time. Outputs must overlap neither the inputs nor each other.
         """
         given_in = self._accept("input", inputs, [s.prototype for s in self.input_slots])
         given_out = self._accept("output", outputs, [s.prototype for s in self.output_slots])
@@ -250,7 +252,8 @@ class Plan:
             elif slot.kind == CONSTANT:
                 array = slot.prototype
             elif slot.kind == VIEW:
-                assert slot.source is not None and isinstance(slot.op, View)
+                assert slot.source is not None
+                assert isinstance(slot.op, View)
                 array = slot.op.view(arrays[slot.source.position], **slot.static)
             elif slot.output >= 0:
                 array = given_out[slot.output].reshape(slot.prototype.shape)

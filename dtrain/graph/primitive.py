@@ -1,8 +1,9 @@
 """Primitives: what one node computes (a kernel that writes into given memory), its shape rule, and its gradient rule.
 
-The gradient rule is an ordinary function `rule(g, out, *inputs, **static)` that returns one expression per input, written with NumPy
-functions on Tensors, so that it records itself and can be differentiated again. `g` has the shape of `out`; a returned gradient may
-have any shape that broadcasts against the input: broadcasting is undone in `differentiate.py` and nowhere else.
+The gradient rule is an ordinary function `rule(g, out, *inputs, **static)` that returns one expression per input,
+written with NumPy functions on Tensors, so that it records itself and can be differentiated again. `g` has the shape
+of `out`; a returned gradient may have any shape that broadcasts against the input: broadcasting is undone in
+`differentiate.py` and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ PRIMITIVES: dict[str, Primitive] = {}
 class Primitive:
     """One operation. Calling it records a node (and computes it while the graph is eager).
 
-    `is_elementwise`: out[i] depends on no other element than i of the inputs, so an input that dies may give its memory.
-    `is_view`: the result shares the input's memory. `is_random`: not folded, not merged.
+    `is_elementwise`: out[i] depends on no other element than i of the inputs, so an input that dies may give its
+    memory. `is_view`: the result shares the input's memory. `is_random`: not folded, not merged.
     """
 
     is_elementwise = False
@@ -55,7 +56,8 @@ class Primitive:
         raise NotImplementedError
 
     def bind(self, out: np.ndarray, values: Sequence[np.ndarray], static: Static) -> Call:
-        """Return a call without arguments that computes the result into `out`. It allocates nothing where NumPy allows."""
+        """Return a call without arguments that computes the result into `out`. It allocates nothing where NumPy
+        allows."""
         raise NotImplementedError
 
     def expects(self, inputs: Sequence[Tensor], static: Static) -> str:
@@ -134,7 +136,8 @@ class Kernel(Primitive):
 
 
 class View(Primitive):
-    """A primitive whose result shares memory with its one input; `view(x, **static)` raises ValueError where it cannot."""
+    """A primitive whose result shares memory with its one input; `view(x, **static)` raises ValueError where it
+    cannot."""
 
     is_view = True
 
@@ -180,7 +183,8 @@ def primitive(
             return Ufunc(kernel, label, given, rule.__doc__)
         if view is not None:
             return View(label, given, rule.__doc__, view)
-        assert shape is not None and bind is not None
+        assert shape is not None
+        assert bind is not None
         return Kernel(label, given, rule.__doc__, shape, bind, is_elementwise, is_random, expects)
 
     return make
@@ -189,12 +193,13 @@ def primitive(
 @cache
 def resolve(ufunc: np.ufunc, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """Return the output dtype of a ufunc of one output for these input dtypes."""
-    result: np.dtype[Any] = ufunc.resolve_dtypes((*dtypes, None))[-1]  # type: ignore[arg-type]
+    result: np.dtype[Any] = ufunc.resolve_dtypes((*dtypes, None))[-1]
     return result
 
 
 def prototype(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return an array of this shape with C-order strides and no memory behind it: for asking about views, never for reading."""
+    """Return an array of this shape with C-order strides and no memory behind it: for asking about views, never for
+    reading."""
     strides = []
     step = dtype.itemsize
     for n in reversed(shape):
@@ -256,7 +261,8 @@ def as_tensor(x: Any, graph: Graph | None = None) -> Tensor:
 
 
 def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
-    """Append a node to the graph of the arguments, computing it if the graph is eager. Plain arrays give a plain array."""
+    """Append a node to the graph of the arguments, computing it if the graph is eager. Plain arrays give a plain
+    array."""
     graph: Graph | None = None
     plain = False
     weak = True

@@ -1,8 +1,9 @@
-"""Recording: a graph is an append-only list of nodes, and a `Tensor` is one node, the user's handle of a recorded array.
+"""Recording: a graph is an append-only list of nodes, and a `Tensor` is one node, the user's handle of a recorded
+array.
 
-Owns the nodes, their values and the places in the user's code that made them. The invariant: a node is written once, and its inputs
-stand before it in `Graph.nodes`, so list order is topological order. What an operation computes is in `primitive.py`, what its
-derivative is in `ops/`, and how a recorded graph is run fast in `plan.py`.
+Owns the nodes, their values and the places in the user's code that made them. The invariant: a node is written once,
+and its inputs stand before it in `Graph.nodes`, so list order is topological order. What an operation computes is in
+`primitive.py`, what its derivative is in `ops/`, and how a recorded graph is run fast in `plan.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from dtrain.errors import TraceError, UnsupportedFunctionError
+from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS, Operators
 
 if TYPE_CHECKING:
     from dtrain.graph.primitive import Primitive
-
-UFUNCS: dict[np.ufunc, Callable[..., Any]] = {}
-"""What records each NumPy ufunc; filled by `numpy_functions.py`, the table of all that is covered."""
-REDUCTIONS: dict[np.ufunc, Callable[..., Any]] = {}
-"""What records `ufunc.reduce`."""
-FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""What records each NumPy function that is not a ufunc."""
 
 EMPTY: dict[str, Any] = {}
 _ACTIVE = threading.local()
@@ -66,11 +61,12 @@ def format_line(line: tuple[str, int]) -> str:
     return f"{shown}:{number}"
 
 
-class Tensor:
+class Tensor(Operators):
     """A recorded array. NumPy functions, operators and array methods on it record themselves into its graph.
 
-    `op` is None for an input and for a constant. `shape` and `dtype` are always known; `value` is computed when somebody asks.
-    A `weak` tensor came from a Python scalar and takes the dtype of what it meets, as NumPy's own rule (NEP 50) has it.
+    `op` is None for an input and for a constant. `shape` and `dtype` are always known; `value` is computed when
+    somebody asks. A `weak` tensor came from a Python scalar and takes the dtype of what it meets, as NumPy's own rule
+    (NEP 50) has it.
     """
 
     __slots__ = (
@@ -249,90 +245,6 @@ class Tensor:
             self._refuse(f"out= in np.{function.__name__}", "arrays are not changed while tracing; use the result")
         return record(*args, **options)
 
-    def __add__(self, other: Any) -> Tensor:
-        return UFUNCS[np.add](self, other)  # type: ignore[no-any-return]
-
-    def __radd__(self, other: Any) -> Tensor:
-        return UFUNCS[np.add](other, self)  # type: ignore[no-any-return]
-
-    def __sub__(self, other: Any) -> Tensor:
-        return UFUNCS[np.subtract](self, other)  # type: ignore[no-any-return]
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return UFUNCS[np.subtract](other, self)  # type: ignore[no-any-return]
-
-    def __mul__(self, other: Any) -> Tensor:
-        return UFUNCS[np.multiply](self, other)  # type: ignore[no-any-return]
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return UFUNCS[np.multiply](other, self)  # type: ignore[no-any-return]
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return UFUNCS[np.divide](self, other)  # type: ignore[no-any-return]
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return UFUNCS[np.divide](other, self)  # type: ignore[no-any-return]
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return np.floor_divide(self, other)  # type: ignore[call-overload, no-any-return]
-
-    def __mod__(self, other: Any) -> Tensor:
-        return np.remainder(self, other)  # type: ignore[call-overload, no-any-return]
-
-    def __pow__(self, other: Any) -> Tensor:
-        return UFUNCS[np.power](self, other)  # type: ignore[no-any-return]
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return UFUNCS[np.power](other, self)  # type: ignore[no-any-return]
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return UFUNCS[np.matmul](self, other)  # type: ignore[no-any-return]
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return UFUNCS[np.matmul](other, self)  # type: ignore[no-any-return]
-
-    def __neg__(self) -> Tensor:
-        return UFUNCS[np.negative](self)  # type: ignore[no-any-return]
-
-    def __pos__(self) -> Tensor:
-        return self
-
-    def __abs__(self) -> Tensor:
-        return UFUNCS[np.absolute](self)  # type: ignore[no-any-return]
-
-    def __invert__(self) -> Tensor:
-        return UFUNCS[np.invert](self)  # type: ignore[no-any-return]
-
-    def __and__(self, other: Any) -> Tensor:
-        return UFUNCS[np.bitwise_and](self, other)  # type: ignore[no-any-return]
-
-    def __rand__(self, other: Any) -> Tensor:
-        return UFUNCS[np.bitwise_and](other, self)  # type: ignore[no-any-return]
-
-    def __or__(self, other: Any) -> Tensor:
-        return UFUNCS[np.bitwise_or](self, other)  # type: ignore[no-any-return]
-
-    def __ror__(self, other: Any) -> Tensor:
-        return UFUNCS[np.bitwise_or](other, self)  # type: ignore[no-any-return]
-
-    def __lt__(self, other: Any) -> Tensor:
-        return UFUNCS[np.less](self, other)  # type: ignore[no-any-return]
-
-    def __le__(self, other: Any) -> Tensor:
-        return UFUNCS[np.less_equal](self, other)  # type: ignore[no-any-return]
-
-    def __gt__(self, other: Any) -> Tensor:
-        return UFUNCS[np.greater](self, other)  # type: ignore[no-any-return]
-
-    def __ge__(self, other: Any) -> Tensor:
-        return UFUNCS[np.greater_equal](self, other)  # type: ignore[no-any-return]
-
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return UFUNCS[np.equal](self, other)  # type: ignore[no-any-return]
-
-    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
-        return UFUNCS[np.not_equal](self, other)  # type: ignore[no-any-return]
-
     def __getitem__(self, index: Any) -> Tensor:
         return METHODS["getitem"](self, index)  # type: ignore[no-any-return]
 
@@ -350,22 +262,18 @@ class Tensor:
         return lambda *args, **options: method(self, *args, **options)
 
 
-METHODS: dict[str, Callable[..., Any]] = {}
-"""What records each array method; filled by `numpy_functions.py`."""
-
-
 def _not_covered(name: str) -> str:
     return (
-        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; write it with covered "
-        "functions (listed in dtrain.graph.numpy_functions), or call it on plain arrays outside the traced function"
+        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; write it with "
+        "covered functions (listed in dtrain.graph.numpy_functions), or call it on plain arrays outside the traced function"
     )
 
 
 class Graph:
     """An append-only list of nodes in topological order, with the inputs and outputs of the function it records.
 
-    While `is_eager`, every recorded operation is also computed, so that print, a debugger and a stack trace work at the user's
-    line. The reverse sweep records without computing.
+    While `is_eager`, every recorded operation is also computed, so that print, a debugger and a stack trace work at
+    the user's line. The reverse sweep records without computing.
     """
 
     def __init__(self, is_branching_allowed: bool = False) -> None:
@@ -379,7 +287,8 @@ class Graph:
         self.is_branching_allowed = is_branching_allowed
         self.scope = ""
         self.line: tuple[str, int] | None = None
-        """When set, new nodes take this place instead of the caller's: the reverse sweep's nodes name the forward line."""
+        """When set, new nodes take this place instead of the caller's: the reverse sweep's nodes name the forward
+        line."""
         self._constants: dict[Any, Tensor] = {}
 
     def input(self, value: Any, name: str = "input", weak: bool = False) -> Tensor:

@@ -1,7 +1,8 @@
-"""Argument trees: nested dicts, lists, tuples, named tuples and dataclasses, taken apart into leaves and put together again.
+"""Argument trees: nested dicts, lists, tuples, named tuples and dataclasses, taken apart into leaves and put together
+again.
 
-The invariant: the order of leaves depends on the structure alone (dict keys sorted, fields in order of declaration), so every process
-sees the same order.
+The invariant: the order of leaves depends on the structure alone (dict keys sorted, fields in order of declaration),
+so every process sees the same order.
 """
 
 from __future__ import annotations

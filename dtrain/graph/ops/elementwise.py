@@ -121,7 +121,8 @@ def reciprocal(g, out, x):
 
 @primitive(np.power, name="power")
 def general_power(g, out, x, y):
-    """x^y for any y. The gradient of y is 0 where x is 0 (as autograd and JAX have it), that of x is y·x^(y-1), 0 where y is 0."""
+    """x^y for any y. The gradient of y is 0 where x is 0 (as autograd and JAX have it), that of x is y·x^(y-1), 0
+    where y is 0."""
     is_flat = y == 0
     slope = np.where(is_flat, 0.0, y * np.power(x, np.where(is_flat, 1.0, y - 1.0)))
     return g * slope, g * (np.log(np.where(x == 0, 1.0, x)) * out)
@@ -325,12 +326,14 @@ def _relu_bind(out: np.ndarray, x: np.ndarray) -> Call:
 
 @primitive(shape=_same_as_first, bind=_relu_bind, is_elementwise=True)
 def relu(g, out, x):
-    """max(x, 0) with relu'(0) = 0. Its own primitive for that convention: a plain maximum splits a tie half and half."""
+    """max(x, 0) with relu'(0) = 0. Its own primitive for that convention: a plain maximum splits a tie half and
+    half."""
     return np.where(out > 0, g, 0.0)
 
 
 def _sigmoid_run(out: np.ndarray, x: np.ndarray) -> None:
-    # 1/(1+e^-|x|), and e^-|x| times that on the left: no overflow at either end. Three passes; the mask is the one temporary.
+    # 1/(1+e^-|x|), and e^-|x| times that on the left: no overflow at either end. Three passes; the mask is the one
+    # temporary.
     left = x < 0
     np.absolute(x, out)
     np.negative(out, out)
@@ -378,7 +381,7 @@ def select(g, out, mask, x, y):
     return None, np.where(mask, g, 0.0), np.where(mask, 0.0, g)
 
 
-def where(condition: Any, *choices: Any) -> Tensor:
+def where(condition: Any, *choices: Any) -> Any:
     """Record np.where in its form of three arguments."""
     from dtrain.errors import UnsupportedFunctionError
 
@@ -389,7 +392,7 @@ def where(condition: Any, *choices: Any) -> Tensor:
     return record(select, (condition, *promote(choices)))
 
 
-def relu_or_maximum(x: Any, y: Any) -> Tensor:
+def relu_or_maximum(x: Any, y: Any) -> Any:
     """Record np.maximum; with a constant scalar 0 it is relu, so that relu'(0) = 0."""
     for a, b in ((x, y), (y, x)):
         if not isinstance(b, Tensor) and np.ndim(b) == 0 and b == 0 and isinstance(a, Tensor) and a.dtype.kind == "f":
@@ -399,8 +402,9 @@ def relu_or_maximum(x: Any, y: Any) -> Tensor:
     return maximum(x, y)
 
 
-def power(x: Any, y: Any) -> Tensor:
-    """Record x**y; a small constant power becomes products and roots, which are exact, fast and the same on every machine."""
+def power(x: Any, y: Any) -> Any:
+    """Record x**y; a small constant power becomes products and roots, which are exact, fast and the same on every
+    machine."""
     if not isinstance(y, Tensor) and np.ndim(y) == 0 and isinstance(x, Tensor) and x.dtype.kind == "f":
         dtype = getattr(y, "dtype", None)
         if dtype is None or np.promote_types(x.dtype, dtype) == x.dtype:
@@ -431,12 +435,14 @@ def _constant_power_bind(out: np.ndarray, x: np.ndarray, *, p: float) -> Call:
 
 @primitive(shape=_same_as_first, bind=_constant_power_bind, is_elementwise=True)
 def constant_power(g, out, x, *, p):
-    """x^p for a constant p that is not a small integer or a half. NumPy's pow differs in the last bit between processors."""
+    """x^p for a constant p that is not a small integer or a half. NumPy's pow differs in the last bit between
+    processors."""
     return g * (p * np.power(x, p - 1.0))
 
 
-def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Tensor:
-    """Record np.clip as minimum of maximum; the gradient is 0 outside, 1 inside, and 1 at a constant bound (as PyTorch)."""
+def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
+    """Record np.clip as minimum of maximum; the gradient is 0 outside, 1 inside, and 1 at a constant bound (as
+    PyTorch)."""
     low = a_min if a_min is not None else min
     high = a_max if a_max is not None else max
     if not any(isinstance(bound, Tensor) for bound in (low, high)):
@@ -451,7 +457,7 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: 
         x = maximum(x, low)
     if high is not None:
         x = minimum(x, high)
-    return x  # type: ignore[no-any-return]
+    return x
 
 
 def _clamp_bind(out: np.ndarray, x: np.ndarray, *, low: float, high: float) -> Call:

@@ -2,7 +2,8 @@
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Indexing: basic indices are views, integer arrays gather, and the gradient of either puts g back into zeros.
 
-A static index is a hashable template: ("slice", start, stop, step), an int, None, "...", or ("array", i) for the i-th index input.
+A static index is a hashable template: ("slice", start, stop, step), an int, None, "...", or ("array", i) for the i-th
+index input.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def _basic_index(template: Template) -> tuple[Any, ...]:
 
 
 def _slice_view(x: np.ndarray, *, index: Template) -> np.ndarray:
-    return x[_basic_index(index)]
+    shown: np.ndarray = x[_basic_index(index)]
+    return shown
 
 
 @primitive(view=_slice_view, name="slice")
@@ -81,7 +83,8 @@ def _gather_run(out: np.ndarray, x: np.ndarray, index: tuple[Any, ...]) -> None:
 
 
 def _take_rows_run(out: np.ndarray, x: np.ndarray, rows: np.ndarray) -> None:
-    # mode="raise" makes NumPy buffer `out`; the bounds are therefore checked here, and "wrap" gives negative rows their meaning.
+    # mode="raise" makes NumPy buffer `out`; the bounds are therefore checked here, and "wrap" gives negative rows
+    # their meaning.
     if rows.size and not (-len(x) <= rows.min() and rows.max() < len(x)):
         raise IndexError(f"index out of bounds: rows {rows.min()} to {rows.max()} of an array of {len(x)}")
     np.take(x, rows, 0, out, "wrap")
@@ -123,14 +126,14 @@ def _mask_indices(mask: Any) -> list[Any]:
     if isinstance(mask, Tensor):
         if not mask.graph.is_branching_allowed:
             raise TraceError(
-                f"a traced boolean mask as an index at {format_line(user_line())}: the result's shape would depend on values; "
-                "use np.where(mask, x, 0), a mask of plain data, or compile=False"
+                f"a traced boolean mask as an index at {format_line(user_line())}: the result's shape would depend on "
+                "values; use np.where(mask, x, 0), a mask of plain data, or compile=False"
             )
         mask = mask.value
     return list(np.nonzero(mask))
 
 
-def getitem(x: Any, index: Any) -> Tensor:
+def getitem(x: Any, index: Any) -> Any:
     """Record x[index]: basic, integer arrays (traced or not), and masks of plain data."""
     x = as_tensor(x)
     items = index if isinstance(index, tuple) else (index,)
@@ -170,11 +173,11 @@ def getitem(x: Any, index: Any) -> Tensor:
     return record(slice_, (x,), {"index": tuple(template)})
 
 
-def take(x: Any, indices: Any, axis: Any = None, out: None = None, mode: str = "raise") -> Tensor:
+def take(x: Any, indices: Any, axis: Any = None, out: None = None, mode: str = "raise") -> Any:
     """Record np.take."""
     x = as_tensor(x)
     if axis is None:
-        x, axis = np.reshape(x, -1), 0  # type: ignore[call-overload]
+        x, axis = np.reshape(x, -1), 0
     (a,) = normalize_axes(axis, x.ndim)
     if mode == "wrap":
         indices = indices % x.shape[a]
@@ -185,11 +188,11 @@ def take(x: Any, indices: Any, axis: Any = None, out: None = None, mode: str = "
     return x[(slice(None),) * a + (indices if isinstance(indices, Tensor) else np.asarray(indices),)]
 
 
-def take_along_axis(x: Any, indices: Any, axis: Any = -1) -> Tensor:
+def take_along_axis(x: Any, indices: Any, axis: Any = -1) -> Any:
     """Record np.take_along_axis."""
     x = as_tensor(x)
     if axis is None:
-        x, axis = np.reshape(x, -1), 0  # type: ignore[call-overload]
+        x, axis = np.reshape(x, -1), 0
     (a,) = normalize_axes(axis, x.ndim)
     index: list[Any] = []
     for i in range(x.ndim):

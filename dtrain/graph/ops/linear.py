@@ -57,7 +57,7 @@ def matmul(g, out, x, y):
     return matmul(g, _turned(y)), matmul(_turned(x), g)
 
 
-def dot(x: Any, y: Any, out: None = None) -> Tensor:
+def dot(x: Any, y: Any, out: None = None) -> Any:
     """Record np.dot."""
     x, y = as_tensor(x, getattr(y, "graph", None)), as_tensor(y, getattr(x, "graph", None))
     if x.ndim == 0 or y.ndim == 0:
@@ -69,7 +69,7 @@ def dot(x: Any, y: Any, out: None = None) -> Tensor:
     return matmul(x, y)
 
 
-def inner(x: Any, y: Any) -> Tensor:
+def inner(x: Any, y: Any) -> Any:
     """Record np.inner."""
     x, y = as_tensor(x, getattr(y, "graph", None)), as_tensor(y, getattr(x, "graph", None))
     if x.ndim == 0 or y.ndim == 0:
@@ -79,13 +79,13 @@ def inner(x: Any, y: Any) -> Tensor:
     return matmul(x, np.transpose(y))
 
 
-def outer(x: Any, y: Any, out: None = None) -> Tensor:
+def outer(x: Any, y: Any, out: None = None) -> Any:
     """Record np.outer."""
     x, y = as_tensor(x, getattr(y, "graph", None)), as_tensor(y, getattr(x, "graph", None))
-    return np.reshape(x, (-1, 1)) * np.reshape(y, (1, -1))  # type: ignore[call-overload, no-any-return]
+    return np.reshape(x, (-1, 1)) * np.reshape(y, (1, -1))
 
 
-def tensordot(x: Any, y: Any, axes: Any = 2) -> Tensor:
+def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
     """Record np.tensordot as one matmul of reshaped operands."""
     x, y = as_tensor(x, getattr(y, "graph", None)), as_tensor(y, getattr(x, "graph", None))
     if isinstance(axes, int):
@@ -98,13 +98,13 @@ def tensordot(x: Any, y: Any, axes: Any = 2) -> Tensor:
     inner_size = 1
     for a in xa:
         inner_size *= x.shape[a]
-    left = np.reshape(np.transpose(x, xk + xa), (-1, inner_size))  # type: ignore[call-overload]
-    right = np.reshape(np.transpose(y, ya + yk), (inner_size, -1))  # type: ignore[call-overload]
+    left = np.reshape(np.transpose(x, xk + xa), (-1, inner_size))
+    right = np.reshape(np.transpose(y, ya + yk), (inner_size, -1))
     shape = [x.shape[i] for i in xk] + [y.shape[i] for i in yk]
-    return np.reshape(matmul(left, right), shape)  # type: ignore[call-overload, no-any-return]
+    return np.reshape(matmul(left, right), shape)
 
 
-def einsum(subscripts: str, *operands: Any, **options: Any) -> Tensor:
+def einsum(subscripts: str, *operands: Any, **options: Any) -> Any:
     """Record np.einsum of one or two operands without repeated letters in one operand, as one batched matmul."""
     terms, _, result = subscripts.replace(" ", "").partition("->")
     names = terms.split(",")
@@ -129,14 +129,14 @@ def einsum(subscripts: str, *operands: Any, **options: Any) -> Tensor:
         (x,), (n,) = tensors, names
         gone = tuple(i for i, c in enumerate(n) if c not in result)
         if gone:
-            x = np.sum(x, axis=gone)  # type: ignore[call-overload]
+            x = np.sum(x, axis=gone)
         left = [c for c in n if c in result]
-        return np.transpose(x, [left.index(c) for c in result])  # type: ignore[call-overload, no-any-return]
+        return np.transpose(x, [left.index(c) for c in result])
     # Sum out the letters of one operand alone, then batch × free × contracted.
     for i in (0, 1):
         gone = tuple(k for k, c in enumerate(names[i]) if c not in names[1 - i] and c not in result)
         if gone:
-            tensors[i] = np.sum(tensors[i], axis=gone)  # type: ignore[call-overload]
+            tensors[i] = np.sum(tensors[i], axis=gone)
             names[i] = "".join(c for c in names[i] if c in names[1 - i] or c in result)
     (x, y), (nx, ny) = tensors, names
     sizes = {**dict(zip(nx, x.shape, strict=True)), **dict(zip(ny, y.shape, strict=True))}
@@ -157,33 +157,33 @@ def einsum(subscripts: str, *operands: Any, **options: Any) -> Tensor:
     left_x = arranged(x, nx, batch + free_x + summed, [free_x, summed])
     right_y = arranged(y, ny, batch + summed + free_y, [summed, free_y])
     have = batch + free_x + free_y
-    full = np.reshape(matmul(left_x, right_y), [sizes[c] for c in have])  # type: ignore[call-overload]
-    return np.transpose(full, [have.index(c) for c in result])  # type: ignore[no-any-return]
+    full = np.reshape(matmul(left_x, right_y), [sizes[c] for c in have])
+    return np.transpose(full, [have.index(c) for c in result])
 
 
-def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Tensor:
+def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     """Record np.linalg.norm: the 2-norm of a vector, Frobenius of a matrix, and 1, 2, inf along an axis."""
     x = as_tensor(x)
     if axis is None and ord is None:
-        return np.sqrt(np.sum(np.square(x), axis=None, keepdims=keepdims))  # type: ignore[call-overload, no-any-return]
+        return np.sqrt(np.sum(np.square(x), axis=None, keepdims=keepdims))
     vector = isinstance(axis, int) or (axis is None and x.ndim == 1)
     if vector and ord in (None, 2):
-        return np.sqrt(np.sum(np.square(x), axis=axis, keepdims=keepdims))  # type: ignore[call-overload, no-any-return]
+        return np.sqrt(np.sum(np.square(x), axis=axis, keepdims=keepdims))
     if vector and ord == 1:
-        return np.sum(np.abs(x), axis=axis, keepdims=keepdims)  # type: ignore[call-overload, no-any-return]
+        return np.sum(np.abs(x), axis=axis, keepdims=keepdims)
     if vector and ord == np.inf:
-        return np.max(np.abs(x), axis=axis, keepdims=keepdims)  # type: ignore[call-overload, no-any-return]
+        return np.max(np.abs(x), axis=axis, keepdims=keepdims)
     if ord in (None, "fro") and (axis is None or len(axis) == 2):
-        return np.sqrt(np.sum(np.square(x), axis=axis, keepdims=keepdims))  # type: ignore[call-overload, no-any-return]
+        return np.sqrt(np.sum(np.square(x), axis=axis, keepdims=keepdims))
     raise UnsupportedFunctionError(
         f"np.linalg.norm with ord={ord!r} and axis={axis!r} is not covered; write it with np.sum"
     )
 
 
-def trace(x: Any, offset: int = 0) -> Tensor:
+def trace(x: Any, offset: int = 0) -> Any:
     """Record np.trace of a matrix."""
     x = as_tensor(x)
-    return np.sum(x * np.eye(*x.shape, k=offset, dtype=x.dtype))  # type: ignore[call-overload, no-any-return]
+    return np.sum(x * np.eye(x.shape[0], x.shape[1], offset, dtype=x.dtype))
 
 
 __all__ = ["dot", "einsum", "inner", "matmul", "norm", "outer", "promote", "tensordot", "trace"]

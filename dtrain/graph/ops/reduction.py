@@ -2,7 +2,8 @@
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Reductions: sums, extremes, means, and those composed of them.
 
-An axis is an int, a tuple of ints or None; `keepdims` as in NumPy. Sums run in NumPy's own order, so the planned result has NumPy's bits.
+An axis is an int, a tuple of ints or None; `keepdims` as in NumPy. Sums run in NumPy's own order, so the planned
+result has NumPy's bits.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def _rule_shape(ufunc: np.ufunc) -> Any:
 
 
 def _rule_bind(ufunc: np.ufunc) -> Any:
+    reduce: Any = ufunc.reduce
+
     def bind(out: np.ndarray, x: np.ndarray, *, axis: Axes, keepdims: bool) -> Call:
-        return partial(ufunc.reduce, x, axis[0] if len(axis) == 1 else axis, None, out, keepdims)
+        return partial(reduce, x, axis[0] if len(axis) == 1 else axis, None, out, keepdims)
 
     return bind
 
@@ -135,54 +138,54 @@ def argmin_(g, out, x, *, axis):
     """np.argmin along one axis; no gradient."""
 
 
-def _reduce(op: Any, x: Any, axis: Any, keepdims: Any) -> Tensor:
+def _reduce(op: Any, x: Any, axis: Any, keepdims: Any) -> Any:
     x = as_tensor(x)
     return record(op, (x,), {"axis": normalize_axes(axis, x.ndim), "keepdims": keepdims is True})
 
 
-def sum(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def sum(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.sum."""
     if dtype is not None:
         x = as_tensor(x).astype(dtype)
     return _reduce(sum_, x, axis, keepdims)
 
 
-def add_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def add_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.add.reduce, whose default axis is 0."""
     return sum(x, axis, dtype, keepdims=keepdims)
 
 
-def max(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def max(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.max."""
     return _reduce(max_, x, axis, keepdims)
 
 
-def min(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def min(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.min."""
     return _reduce(min_, x, axis, keepdims)
 
 
-def max_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def max_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.maximum.reduce."""
     return _reduce(max_, x, axis, keepdims)
 
 
-def min_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def min_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.minimum.reduce."""
     return _reduce(min_, x, axis, keepdims)
 
 
-def prod(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def prod(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.prod."""
     return _reduce(prod_, x, axis, keepdims)
 
 
-def all(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def all(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.all."""
     return _reduce(all_, x, axis, keepdims)
 
 
-def any(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def any(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.any."""
     return _reduce(any_, x, axis, keepdims)
 
@@ -194,7 +197,7 @@ def _count(x: Tensor, axis: Any) -> int:
     return n
 
 
-def mean(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Tensor:
+def mean(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
     """Record np.mean: the sum divided by the count, as NumPy does it."""
     x = as_tensor(x)
     if x.dtype.kind in "biu" and dtype is None:
@@ -204,7 +207,7 @@ def mean(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims
 
 def var(
     x: Any, axis: Any = None, dtype: Any = None, out: None = None, ddof: int = 0, keepdims: Any = False, **options: Any
-) -> Tensor:
+) -> Any:
     """Record np.var: the mean square of what remains after the mean, in two passes as NumPy."""
     x = as_tensor(x)
     if x.dtype.kind in "biu":
@@ -216,12 +219,12 @@ def var(
 
 def std(
     x: Any, axis: Any = None, dtype: Any = None, out: None = None, ddof: int = 0, keepdims: Any = False, **options: Any
-) -> Tensor:
+) -> Any:
     """Record np.std."""
-    return np.sqrt(var(x, axis, dtype, None, ddof, keepdims, **options))  # type: ignore[call-overload, no-any-return]
+    return np.sqrt(var(x, axis, dtype, None, ddof, keepdims, **options))
 
 
-def _arg(op: Any, x: Any, axis: Any, keepdims: Any) -> Tensor:
+def _arg(op: Any, x: Any, axis: Any, keepdims: Any) -> Any:
     x = as_tensor(x)
     if axis is None:
         result = record(op, (np.reshape(x, -1),), {"axis": 0})
@@ -231,12 +234,12 @@ def _arg(op: Any, x: Any, axis: Any, keepdims: Any) -> Tensor:
     return np.expand_dims(result, a) if keepdims is True else result
 
 
-def argmax(x: Any, axis: Any = None, out: None = None, *, keepdims: Any = False) -> Tensor:
+def argmax(x: Any, axis: Any = None, out: None = None, *, keepdims: Any = False) -> Any:
     """Record np.argmax."""
     return _arg(argmax_, x, axis, keepdims)
 
 
-def argmin(x: Any, axis: Any = None, out: None = None, *, keepdims: Any = False) -> Tensor:
+def argmin(x: Any, axis: Any = None, out: None = None, *, keepdims: Any = False) -> Any:
     """Record np.argmin."""
     return _arg(argmin_, x, axis, keepdims)
 

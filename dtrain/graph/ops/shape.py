@@ -2,12 +2,14 @@
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
 """Shape primitives: views where NumPy has views, copies where it must copy.
 
-A view primitive owns no buffer; `view` raises ValueError where a layout does not allow it, and the plan then copies first.
+A view primitive owns no buffer; `view` raises ValueError where a layout does not allow it, and the plan then copies
+first.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ def _is_same(x: np.ndarray) -> np.ndarray:
 
 @primitive(view=_is_same)
 def alias(g, out, x):
-    """The same array under another node: what a nested derivative is taken with respect to, so that levels never mix."""
+    """The same array under another node: what a nested derivative is taken with respect to, so that levels never
+    mix."""
     return g
 
 
@@ -128,10 +131,11 @@ def join(g, out, *parts, axis):
     return tuple(result)
 
 
-# -- the NumPy functions composed of them ---------------------------------------------------------------------------------------
+# -- the NumPy functions composed of them
+# ---------------------------------------------------------------------------------------
 
 
-def astype(x: Any, dtype: Any, **options: Any) -> Tensor:
+def astype(x: Any, dtype: Any, **options: Any) -> Any:
     """Record ndarray.astype; the same dtype records nothing."""
     x = as_tensor(x)
     dtype = np.dtype(dtype)
@@ -142,7 +146,7 @@ def astype(x: Any, dtype: Any, **options: Any) -> Tensor:
     return node
 
 
-def copy(x: Any, *args: Any, **options: Any) -> Tensor:
+def copy(x: Any, *args: Any, **options: Any) -> Any:
     """Record np.copy."""
     return copy_(as_tensor(x))
 
@@ -151,7 +155,7 @@ def _as_shape(shape: Any) -> tuple[int, ...]:
     return (int(shape),) if isinstance(shape, int | np.integer) else tuple([int(n) for n in shape])
 
 
-def reshape(x: Any, *shape: Any, order: str = "C", copy: Any = None) -> Tensor:
+def reshape(x: Any, *shape: Any, order: str = "C", copy: Any = None) -> Any:
     """Record np.reshape(x, shape) and x.reshape(2, -1)."""
     x = as_tensor(x)
     wanted = _as_shape(shape[0] if len(shape) == 1 or isinstance(shape[0], tuple | list) else shape)
@@ -168,12 +172,12 @@ def reshape(x: Any, *shape: Any, order: str = "C", copy: Any = None) -> Tensor:
     return record(reshape_, (x,), {"shape": wanted})
 
 
-def ravel(x: Any, order: str = "C") -> Tensor:
+def ravel(x: Any, order: str = "C") -> Any:
     """Record np.ravel and ndarray.flatten."""
     return reshape(x, -1, order=order)
 
 
-def transpose(x: Any, *axes: Any) -> Tensor:
+def transpose(x: Any, *axes: Any) -> Any:
     """Record np.transpose(x, axes), x.transpose(1, 0) and x.T."""
     x = as_tensor(x)
     order: Any = axes[0] if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], tuple | list)) else axes
@@ -185,14 +189,14 @@ def transpose(x: Any, *axes: Any) -> Tensor:
     return record(transpose_, (x,), {"axes": order})
 
 
-def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
+def swapaxes(x: Any, axis1: int, axis2: int) -> Any:
     """Record np.swapaxes."""
     order = list(range(as_tensor(x).ndim))
     order[axis1], order[axis2] = order[axis2], order[axis1]
     return transpose(x, order)
 
 
-def moveaxis(x: Any, source: Any, destination: Any) -> Tensor:
+def moveaxis(x: Any, source: Any, destination: Any) -> Any:
     """Record np.moveaxis."""
     x = as_tensor(x)
     sources = [a % x.ndim for a in _as_shape(source)]
@@ -203,7 +207,7 @@ def moveaxis(x: Any, source: Any, destination: Any) -> Tensor:
     return transpose(x, order)
 
 
-def expand_dims(x: Any, axis: Any) -> Tensor:
+def expand_dims(x: Any, axis: Any) -> Any:
     """Record np.expand_dims."""
     x = as_tensor(x)
     axes = _as_shape(axis)
@@ -213,7 +217,7 @@ def expand_dims(x: Any, axis: Any) -> Tensor:
     return reshape(x, tuple([1 if i in axes else next(rest) for i in range(ndim)]))
 
 
-def squeeze(x: Any, axis: Any = None) -> Tensor:
+def squeeze(x: Any, axis: Any = None) -> Any:
     """Record np.squeeze."""
     x = as_tensor(x)
     if axis is None:
@@ -225,14 +229,14 @@ def squeeze(x: Any, axis: Any = None) -> Tensor:
     return reshape(x, tuple([n for i, n in enumerate(x.shape) if i not in axes]))
 
 
-def broadcast_to(x: Any, shape: Any) -> Tensor:
+def broadcast_to(x: Any, shape: Any) -> Any:
     """Record np.broadcast_to."""
     x = as_tensor(x)
     wanted = _as_shape(shape)
     return x if wanted == x.shape else record(broadcast_, (x,), {"shape": wanted})
 
 
-def concatenate(arrays: Any, axis: Any = 0, out: None = None, **options: Any) -> Tensor:
+def concatenate(arrays: Any, axis: Any = 0, out: None = None, **options: Any) -> Any:
     """Record np.concatenate."""
     parts = [as_tensor(a) for a in arrays]
     if axis is None:
@@ -240,23 +244,23 @@ def concatenate(arrays: Any, axis: Any = 0, out: None = None, **options: Any) ->
     return record(join, parts, {"axis": int(axis) % max(parts[0].ndim, 1)})
 
 
-def stack(arrays: Any, axis: int = 0, out: None = None, **options: Any) -> Tensor:
+def stack(arrays: Any, axis: int = 0, out: None = None, **options: Any) -> Any:
     """Record np.stack."""
     return concatenate([expand_dims(a, axis) for a in arrays], axis % (as_tensor(arrays[0]).ndim + 1))
 
 
-def vstack(arrays: Any, **options: Any) -> Tensor:
+def vstack(arrays: Any, **options: Any) -> Any:
     """Record np.vstack."""
     return concatenate([a if np.ndim(a) > 1 else reshape(a, 1, -1) for a in arrays], 0)
 
 
-def hstack(arrays: Any, **options: Any) -> Tensor:
+def hstack(arrays: Any, **options: Any) -> Any:
     """Record np.hstack."""
     parts = [a if np.ndim(a) else reshape(a, 1) for a in arrays]
     return concatenate(parts, 0 if parts[0].ndim == 1 else 1)
 
 
-def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Tensor]:
+def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
     """Record np.split as views."""
     x = as_tensor(x)
     axis %= x.ndim
@@ -269,11 +273,11 @@ def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Tensor]:
     else:
         bounds = [int(i) for i in indices_or_sections]
     edges = [0, *bounds, n]
-    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in pairwise(edges)]
 
 
 def _like(fill: float) -> Any:
-    def make(x: Any, dtype: Any = None, *args: Any, **options: Any) -> Tensor:
+    def make(x: Any, dtype: Any = None, *args: Any, **options: Any) -> Any:
         x = as_tensor(x)
         constant = x.graph.constant(np.asarray(fill, dtype or x.dtype)[()])
         return broadcast_to(constant, x.shape)
@@ -285,7 +289,7 @@ zeros_like = _like(0.0)
 ones_like = _like(1.0)
 
 
-def full_like(x: Any, fill_value: Any, dtype: Any = None, **options: Any) -> Tensor:
+def full_like(x: Any, fill_value: Any, dtype: Any = None, **options: Any) -> Any:
     """Record np.full_like; the fill value may be traced."""
     x = as_tensor(x)
     if isinstance(fill_value, Tensor):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dtrain import graph
-from dtrain.graph.tensor import FUNCTIONS, REDUCTIONS, UFUNCS
+from dtrain.graph.operators import FUNCTIONS, REDUCTIONS, UFUNCS
 
 _spec = importlib.util.spec_from_file_location("ops_table", Path(__file__).parents[2] / "ops_table.py")
 ops_table = importlib.util.module_from_spec(_spec)
@@ -95,9 +95,10 @@ def test_single_precision_stays_single(sample):
 def test_every_primitive_and_covered_function_is_in_the_table(monkeypatch):
     called = set()
     for table in (UFUNCS, FUNCTIONS, REDUCTIONS):
+        kind = id(table)
         for function, record in list(table.items()):
 
-            def spy(*args, _function=function, _record=record, _kind=id(table), **options):
+            def spy(*args, _function=function, _record=record, _kind=kind, **options):
                 called.add((_kind, _function))
                 return _record(*args, **options)
 
