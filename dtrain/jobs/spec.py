@@ -4,7 +4,7 @@ Owns the keys, their types, defaults and meaning. Invariant: a JobSpec is valid,
 back. Options of models, data sources, schedules and update rules travel through as plain values and are checked where
 these are made.
 
-Imports pydantic and PyYAML only, so that the command line can read a job before NumPy is loaded.
+Imports pydantic and PyYAML only, so that a mistake is told at once.
 """
 
 from __future__ import annotations

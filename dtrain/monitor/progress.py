@@ -1,0 +1,255 @@
+"""What a run shows in the terminal: a line that moves, or lines now and then where nothing can; and the last words.
+
+Owns the stream while the run lasts. Invariants: at most ten refreshes a second, however fast the steps are; a stream
+that is closed or full never fails a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dtrain.monitor.records import EvalRecord, StepRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+_WINDOW_SECONDS = 10.0
+
+
+class Progress:
+    """Shows the records of a run as they come. Use it from one thread, and ``close`` it, also on errors."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        *,
+        first_step: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        refresh_seconds: float = 0.1,
+        plain_seconds: float = 5.0,
+    ) -> None:
+        """Show a run from ``first_step`` committed steps to ``total_steps`` on ``stream`` (stderr unless given).
+
+        On a terminal the line is refreshed at most every ``refresh_seconds``; elsewhere a line is written at the first
+        step, at most every ``plain_seconds`` after it, and at every evaluation.
+        """
+        self._total, self._per_epoch = total_steps, max(1, steps_per_epoch)
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._is_live = _is_terminal(self._stream)
+        self._interval = refresh_seconds if self._is_live else plain_seconds
+        self._live: Live | None = None
+        self._record: StepRecord | None = None
+        self._eval: EvalRecord | None = None
+        self._step, self._samples = first_step, 0
+        self._shown_at = -float("inf")
+        self._shown_step = first_step
+        self._marks: deque[tuple[float, int, int]] = deque([(clock(), first_step, 0)])  # time, steps, samples
+        self._is_closed = False
+
+    def update(self, record: StepRecord | EvalRecord) -> None:
+        """Take a record; show it if it is time to."""
+        if self._is_closed:
+            return
+        if isinstance(record, EvalRecord):
+            self._eval = record
+            if not self._is_live:
+                self._print(_describe_eval(record))
+            return
+        self._record = record
+        self._step = record.step + 1
+        self._samples += record.samples
+        now = self._clock()
+        if now - self._shown_at >= self._interval:
+            self._show(now)
+
+    def note(self, text: str) -> None:
+        """Show a line that stays, above the line that moves."""
+        self._print(text)
+
+    def close(self) -> None:
+        """Leave the last figures standing and give the terminal back. A second call does nothing."""
+        if self._is_closed:
+            return
+        if self._live is not None:
+            with self._forgiving():
+                self._live.stop()
+            self._live = None
+        self._is_live = False
+        if self._record is not None and (self._shown_step < self._step or self._interval < 1):
+            self._show(self._clock())
+        self._is_closed = True
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show(self, now: float) -> None:
+        self._shown_at, self._shown_step = now, self._step
+        self._marks.append((now, self._step, self._samples))
+        while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW_SECONDS:
+            self._marks.popleft()
+        if self._is_live:
+            with self._forgiving():
+                self._refresh()
+        else:
+            self._print("  ".join(self._fields()))
+
+    def _fields(self) -> list[str]:
+        """Return the parts of the line, the most important first."""
+        record = self._record
+        assert record is not None
+        epochs = -(-self._total // self._per_epoch)
+        fields = [
+            f"epoch {record.epoch + 1}/{epochs}",
+            f"step {self._step}/{self._total}",
+            f"loss {_number(record.loss)}",
+            f"{'|g|' if self._is_live else 'grad norm'} {_number(record.gradient_norm)}",
+        ]
+        (t0, step0, samples0), (t1, step1, samples1) = self._marks[0], self._marks[-1]
+        if t1 > t0 and step1 > step0:
+            fields.append(f"{_short((samples1 - samples0) / (t1 - t0))} samples/s")
+            if self._step < self._total:
+                fields.append(f"{_duration((self._total - self._step) * (t1 - t0) / (step1 - step0))} left")
+        if self._is_live and self._eval is not None:
+            accuracy = self._eval.metrics.get("accuracy")
+            shown = f"loss {_number(self._eval.loss)}" if accuracy is None else _metric("accuracy", accuracy)
+            fields.append(f"test {shown}")
+        return fields
+
+    def _refresh(self) -> None:
+        if self._live is None:
+            self._live = _start_live(self._stream)
+        self._live.update(self._line(self._live.console), refresh=True)
+
+    def _line(self, console: Console) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        fields = self._fields()
+        while len(fields) > 1 and len("  ".join(fields)) > console.width:
+            fields.pop()
+        text = Text("  ".join(fields), no_wrap=True, overflow="ellipsis")
+        spare = console.width - text.cell_len - 2
+        if spare < 10:
+            return text
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(ProgressBar(total=self._total, completed=self._step, width=min(spare, 30)), text)
+        return line
+
+    def _print(self, text: str) -> None:
+        with self._forgiving():
+            if self._live is not None:
+                self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                self._stream.write(f"{text}\n")
+                self._stream.flush()
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # the reader is gone, the disk is full or the stream was closed
+            self._is_closed = True
+
+
+def final_summary(result: Mapping[str, Any], run_directory: str | os.PathLike[str] | None = None) -> str:
+    """Return what a run says at its end, a fact a line, from the content of ``result.json``.
+
+    Facts that the result does not have are left out; ``numerics`` may be a line or a mapping of fields.
+    """
+    status = str(result["status"])
+    step, seconds = result.get("step"), result.get("seconds")
+    head = status if step is None else f"{status} after {step} step{'' if step == 1 else 's'}"
+    lines = [head if seconds is None else f"{head} in {_duration(float(seconds), decimals=1)}"]
+    if result.get("error"):
+        lines.append(f"error          {result['error']}")
+    if result.get("train_loss") is not None:
+        lines.append(f"train loss     {_number(float(result['train_loss']))}")
+    evaluation = dict(result.get("eval") or {})
+    for name in sorted(evaluation, key=lambda name: (name != "accuracy", name != "loss", name)):
+        lines.append(f"{f'test {name}':<14} {_metric(name, float(evaluation[name]))}")
+    numerics = result.get("numerics")
+    if isinstance(numerics, Mapping):
+        numerics = ", ".join(f"{field} {value}" for field, value in numerics.items())
+    for name, value in [
+        ("fingerprint", result.get("fingerprint")),
+        ("numerics", numerics),
+        ("run directory", run_directory or result.get("run_directory")),
+    ]:
+        if value:
+            lines.append(f"{name:<14} {os.fspath(value)}")
+    return "\n".join(lines)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def _start_live(stream: TextIO) -> Live:
+    from rich.console import Console
+    from rich.live import Live
+
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich's own ends the process; here the caller goes on without a display
+
+    console = Patient(file=stream)
+    # What the user's model prints goes above the line, but a pipe stays a pipe.
+    live = Live(
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=_is_terminal(sys.stdout),
+        redirect_stderr=_is_terminal(sys.stderr),
+        vertical_overflow="crop",
+    )
+    live.start()
+    return live
+
+
+def _eval_fields(record: EvalRecord) -> list[str]:
+    return [f"eval loss {_number(record.loss)}", *(f"{k} {_metric(k, v)}" for k, v in sorted(record.metrics.items()))]
+
+
+def _describe_eval(record: EvalRecord) -> str:
+    return "  ".join([f"epoch {record.epoch}", f"step {record.step}", *_eval_fields(record)])
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name == "accuracy" else _number(value)
+
+
+def _number(value: float) -> str:
+    """Return a figure with four digits behind the point, or as a power of ten where that would say nothing."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+def _short(value: float) -> str:
+    for limit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.1f}{sign}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _duration(seconds: float, decimals: int = 0) -> str:
+    if seconds < 60 and decimals:
+        return f"{seconds:.{decimals}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

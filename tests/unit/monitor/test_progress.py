@@ -1,0 +1,236 @@
+"""What the terminal shows."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dtrain.monitor.progress import Progress, _duration, _number, _short, final_summary
+from dtrain.monitor.records import EvalRecord, StepRecord
+
+
+class Clock:
+    """A clock that moves only when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal; counts how often it is flushed with something new."""
+
+    def isatty(self):
+        return True
+
+
+def record(step, loss=0.5, samples=128):
+    return StepRecord(step, step // 12, loss, 1.25, 1.0, 1e-3, samples, 0.1)
+
+
+def run(progress, clock, steps, seconds=0.125, first=0):
+    for step in range(first, steps):
+        clock.now += seconds
+        progress.update(record(step))
+
+
+def test_plain_lines_now_and_then_and_at_every_evaluation():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(120, 12, stream=stream, clock=clock, plain_seconds=5.0) as progress:
+        run(progress, clock, 100)
+        progress.update(EvalRecord(96, 8, 0.25, {"accuracy": 0.96944, "bits": 3.0}))
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/10  step 1/120  loss 0.5000  grad norm 1.2500  1.0k samples/s  0:15 left",
+        "epoch 4/10  step 41/120  loss 0.5000  grad norm 1.2500  1.0k samples/s  0:10 left",
+        "epoch 7/10  step 81/120  loss 0.5000  grad norm 1.2500  1.0k samples/s  0:05 left",
+        "epoch 8  step 96  eval loss 0.2500  accuracy 96.94 %  bits 3.0000",
+        "epoch 9/10  step 100/120  loss 0.5000  grad norm 1.2500  1.0k samples/s  0:02 left",
+    ]
+
+
+def test_the_last_line_is_not_repeated():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(1, 12, stream=stream, clock=clock)
+    run(progress, clock, 1)
+    progress.close()
+    progress.close()
+    progress.update(record(5))
+    assert stream.getvalue() == "epoch 1/1  step 1/1  loss 0.5000  grad norm 1.2500  1.0k samples/s\n"
+
+
+def test_a_resumed_run_counts_only_its_own_time():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(1000, 12, first_step=900, stream=stream, clock=clock) as progress:
+        run(progress, clock, 901, first=900)
+    assert stream.getvalue().endswith("step 901/1000  loss 0.5000  grad norm 1.2500  1.0k samples/s  0:12 left\n")
+
+
+def test_the_speed_follows_the_last_seconds():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(10000, 12, stream=stream, clock=clock) as progress:
+        run(progress, clock, 100, seconds=1.0)
+        run(progress, clock, 400, seconds=0.125, first=100)
+    assert "128 samples/s" in stream.getvalue().splitlines()[1]
+    assert "1.0k samples/s" in stream.getvalue().splitlines()[-1]
+
+
+def test_a_terminal_shows_one_moving_line_and_the_last_stays(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    clock, stream = Clock(), Terminal()
+    with Progress(120, 12, stream=stream, clock=clock) as progress:
+        run(progress, clock, 50)
+        progress.update(EvalRecord(48, 4, 0.25, {"accuracy": 0.9}))
+        run(progress, clock, 60, first=50)
+        progress.note("worker 1 died; worker 2 takes its place")
+        run(progress, clock, 120, first=60)
+    text = stream.getvalue()
+    assert "step 60/120" in text
+    assert "step 60/120  loss 0.5000  |g| 1.2500  1.0k samples/s  0:08 left  test 90.00 %" in text
+    assert "worker 1 died; worker 2 takes its place\n" in text
+    last = "epoch 10/10  step 120/120  loss 0.5000  grad norm 1.2500  1.0k samples/s\n"
+    assert text.endswith(last)
+    assert text.count("\n") < 8  # the others were overwritten
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is given back
+
+
+def test_at_most_ten_refreshes_a_second():
+    clock, stream = Clock(), Terminal()
+    with Progress(100000, 12, stream=stream, clock=clock) as progress:
+        run(progress, clock, 2000, seconds=2**-10)
+    assert 15 <= len(set(re.findall(r"step (\d+)/", stream.getvalue()))) <= 21
+
+
+@pytest.mark.parametrize(
+    ("columns", "end"),
+    [("8", "epoch 5…"), ("50", "loss 0.5000  |g| 1.2500"), ("80", "0:08 left"), ("200", "0:08 left")],
+)
+def test_a_narrow_terminal_drops_what_matters_least(columns, end, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    clock, stream = Clock(), Terminal()
+    progress = Progress(120, 12, stream=stream, clock=clock)
+    run(progress, clock, 60)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\r", stream.getvalue())
+    parts = [part.strip() for part in re.split(r"[\r\n]+", shown)]
+    assert max(map(len, parts)) <= int(columns)
+    assert parts[-1].endswith(end)
+    assert ("━" in shown) == (columns == "200")
+    progress.close()
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    clock, stream = Clock(), Terminal()
+    with Progress(120, 12, stream=stream, clock=clock) as progress:
+        run(progress, clock, 2)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_pseudo_terminal_end_to_end():
+    code = """
+from dtrain.monitor.progress import Progress
+from dtrain.monitor.records import StepRecord
+progress = Progress(3, 3, refresh_seconds=0)
+for step in range(3):
+    progress.update(StepRecord(step, 0, 0.5, 1.25, 1.0, 1e-3, 128, 0.1))
+    print("from the model", step)
+progress.close()
+"""
+    controller, terminal = pty.openpty()
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=terminal, env=env)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            data = os.read(controller, 4096)
+        except OSError:  # Linux' way to say that the other side is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(controller)
+    assert child.communicate()[0] == b"from the model 0\nfrom the model 1\nfrom the model 2\n"
+    assert child.returncode == 0
+    assert b"step 3/3" in shown
+    assert b"from the model" not in shown
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_broken_stream_never_fails_the_run(is_terminal):
+    class Broken(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+        def write(self, text):
+            raise BrokenPipeError
+
+    clock = Clock()
+    with Progress(120, 12, stream=Broken(), clock=clock) as progress:
+        run(progress, clock, 100)
+        progress.update(EvalRecord(1, 0, 0.5))
+        progress.note("x")
+
+
+def test_a_closed_stream_never_fails_the_run():
+    stream, clock = io.StringIO(), Clock()
+    stream.close()
+    with Progress(120, 12, stream=stream, clock=clock) as progress:
+        run(progress, clock, 100)
+
+
+def test_rich_is_not_loaded_for_plain_lines():
+    code = """
+import io, sys
+from dtrain.monitor.progress import Progress, final_summary
+from dtrain.monitor.records import StepRecord
+with Progress(3, 3, stream=io.StringIO()) as progress:
+    progress.update(StepRecord(0, 0, 0.5, 1.25, 1.0, 1e-3, 128, 0.1))
+print("rich" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_summary():
+    result = {
+        "status": "succeeded",
+        "step": 240,
+        "train_loss": 0.01234567,
+        "eval": {"loss": 0.0912, "accuracy": 0.975, "bits": 2.0},
+        "fingerprint": "ab" * 32,
+        "numerics": {"numpy": "2.4.6", "blas": "openblas 0.3.31"},
+        "seconds": 3.21,
+    }
+    assert final_summary(result, "runs/digits/1").splitlines() == [
+        "succeeded after 240 steps in 3.2 s",
+        "train loss     0.0123",
+        "test accuracy  97.50 %",
+        "test loss      0.0912",
+        "test bits      2.0000",
+        f"fingerprint    {'ab' * 32}",
+        "numerics       numpy 2.4.6, blas openblas 0.3.31",
+        "run directory  runs/digits/1",
+    ]
+
+
+def test_the_summary_of_a_run_that_failed_early():
+    assert final_summary({"status": "failed", "step": 1, "error": "nan at step 1", "numerics": "x"}).splitlines() == [
+        "failed after 1 step",
+        "error          nan at step 1",
+        "numerics       x",
+    ]
+    assert final_summary({"status": "pending"}) == "pending"
+
+
+def test_figures():
+    assert [_number(x) for x in (0.0, 1.5, -2.0, 5e-4, 12345.0, float("nan"), float("inf"))] == [
+        "0.0000", "1.5000", "-2.0000", "5.000e-04", "1.234e+04", "nan", "inf",
+    ]  # fmt: skip
+    assert [_short(x) for x in (0.5, 12.3, 999.0, 1500.0, 2.5e6, 3e9)] == ["0.5", "12", "999", "1.5k", "2.5M", "3.0G"]
+    assert [_duration(x) for x in (0.2, 59.7, 61, 3599.6, 7325)] == ["0:00", "1:00", "1:01", "1:00:00", "2:02:05"]
