@@ -616,8 +616,6 @@ row("maximum ties", np.maximum, torch.maximum, np.ones(3), np.array([1.0, 2.0, 0
 #
 #
 #
-#
-# ------------------------------------------------------------------------------------------------------------------------
 
 row("reshape", lambda x: np.reshape(x, (4, -1)) * 2, lambda x: x.reshape(4, -1) * 2, CUBE)
 row("x.reshape", lambda x: x.reshape(6, 4), lambda x: x.reshape(6, 4), CUBE)
@@ -670,7 +668,7 @@ row(
     X,
 )
 
-# -- indexing ----------------------------------------------------------------------------------------------------------------------
+# -- indexing ----------------------------------------
 
 row("x[1:, ::-2]", lambda x: x[1:, ::-2], lambda x: torch.flip(x, (1,))[1:, ::2], X)
 row("x[1]", lambda x: x[1] * x[-1, 2], lambda x: x[1] * x[-1, 2], X)
@@ -692,7 +690,7 @@ row(
 )
 row("iteration", lambda x: next(a * b for a, b in zip(x, x[::-1], strict=True)) * len(x), lambda x: x[0] * x[2] * 3, X)
 
-# -- products ----------------------------------------------------------------------------------------------------------------------
+# -- products ----------------------------------------
 
 _B, _C = real("b", 4, 5), real("d", 2, 4, 3)
 row("matmul", np.matmul, torch.matmul, X, _B)
@@ -742,11 +740,12 @@ row(
 row("norm 1", lambda x: np.linalg.norm(x, 1, axis=1), lambda x: torch.linalg.norm(x, 1, dim=1), X)
 row("norm inf", lambda x: np.linalg.norm(x, np.inf, axis=1), lambda x: torch.linalg.norm(x, float("inf"), dim=1), X)
 
-# -- together ----------------------------------------------------------------------------------------------------------------------
+# -- together ----------------------------------------
 
 row("softmax cross-entropy",
     lambda s: np.mean(graph.logsumexp(s, axis=1) - s[np.arange(3), [0, 1, 2]]),
     lambda s: torch.nn.functional.cross_entropy(s, tensor([0, 1, 2])), X)  # fmt: skip
 row("two layers",
     lambda x, w, b, u: np.sum(np.square(np.tanh(x @ w + b) @ u)),
-    lambda x, w, b, u: torch.sum(torch.square(torch.tanh(x @ w + b) @ u)), X, _B, real("b1", 5), real("u", 5, 2))  # fmt: skip
+    lambda x, w, b, u: torch.sum(torch.square(torch.tanh(x @ w + b) @ u)),
+    X, _B, real("b1", 5), real("u", 5, 2))  # fmt: skip

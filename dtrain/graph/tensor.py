@@ -265,7 +265,8 @@ class Tensor(Operators):
 def _not_covered(name: str) -> str:
     return (
         f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; write it with "
-        "covered functions (listed in dtrain.graph.numpy_functions), or call it on plain arrays outside the traced function"
+        "covered functions (listed in dtrain.graph.numpy_functions), or call it on plain arrays outside "
+        "the traced function"
     )
 
 
