@@ -16,8 +16,8 @@ import numpy as np
 from dtrain.errors import InputError, TraceError
 from dtrain.graph.memory import ALIGNMENT, Arena, aligned_empty, assign_memory
 from dtrain.graph.ops.linear import matmul
-from dtrain.graph.ops.shape import alias, cast, copy_, reshape_, stop
-from dtrain.graph.primitive import Call, Primitive, Static, View, prototype
+from dtrain.graph.ops.shape import alias, broadcast_, cast, copy_, reshape_, stop, transpose_
+from dtrain.graph.primitive import Call, Primitive, Static, Ufunc, View, prototype
 from dtrain.graph.tensor import EMPTY, Tensor
 
 INPUT, CONSTANT, BUFFER, VIEW = "input", "constant", "buffer", "view"
@@ -142,8 +142,6 @@ class Plan:
         return self._apply(matmul, EMPTY, (self._turn(b, node), self._turn(a, node)), node)
 
     def _turn(self, slot: Slot, node: Tensor) -> Slot:
-        from dtrain.graph.ops.shape import transpose_
-
         return self._apply(transpose_, {"axes": (1, 0)}, (slot,), node)
 
     def _constant(self, node: Tensor, value: np.ndarray) -> Slot:
@@ -166,6 +164,8 @@ class Plan:
         if not op.is_random and all(i.kind == CONSTANT and not _is_users(i) for i in inputs):
             value = np.asarray(op.evaluate([i.prototype for i in inputs], static))
             return self._constant(node, value)
+        if isinstance(op, Ufunc) and len(inputs) > 1:
+            inputs = self._unspread(inputs, node)
         if op is matmul:
             inputs = tuple([self._for_blas(i, node) for i in inputs])
         (shape, dtype) = op.infer([i.prototype for i in inputs], static)  # type: ignore[misc]
@@ -185,6 +185,33 @@ class Plan:
         if source.kind == CONSTANT:
             return self._constant(node, shown)
         return self._add(Slot(VIEW, shown, node, source.root, source, op, static))
+
+    def _unspread(self, inputs: tuple[Slot, ...], node: Tensor) -> tuple[Slot, ...]:
+        """Hand a ufunc the source of a broadcast operand where another operand has the full shape: NumPy broadcasts
+        by itself."""
+        shape = np.broadcast_shapes(*[i.prototype.shape for i in inputs])
+        result = list(inputs)
+        for k, slot in enumerate(inputs):
+            small = self._before_spread(slot, node)
+            if small is not slot:
+                others = [o.prototype.shape for j, o in enumerate(result) if j != k]
+                if np.broadcast_shapes(small.prototype.shape, *others) == shape:
+                    result[k] = small
+        return tuple(result)
+
+    def _before_spread(self, slot: Slot, node: Tensor) -> Slot:
+        if slot.kind == VIEW and slot.op is broadcast_ and slot.source is not None:
+            return slot.source
+        p = slot.prototype
+        if slot.kind == CONSTANT and p.ndim and p.size and not any(p.strides):
+            value = p[(0,) * p.ndim]
+            key = ("scalar", value.dtype.str, value.tobytes())
+            if key not in self._by_expression:
+                scalar = np.array(value)
+                scalar.setflags(write=False)
+                self._by_expression[key] = self._constant(node, scalar)
+            return self._by_expression[key]
+        return slot
 
     def _for_blas(self, slot: Slot, node: Tensor) -> Slot:
         """Return the slot itself if BLAS takes its strides as they are (rows or columns contiguous), else a copy of

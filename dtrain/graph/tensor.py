@@ -310,6 +310,8 @@ class Graph:
             key: Any = id(value)
         else:
             value = np.asarray(value, dtype)
+            if not value.shape:
+                value.setflags(write=False)  # ours alone: kernels may rely on its value
             key = (value.dtype.str, value.shape, value.tobytes())
         node = self._constants.get(key)
         if node is None:

@@ -169,7 +169,7 @@ def test_svm_beside_softmax():
     assert traced(lambda s: hinge(s[None], y), scores)[0] == pytest.approx(1.58, abs=1e-14)
     assert traced(lambda s: cross_entropy(s[None], y), scores)[0] == pytest.approx(1.0401905694, abs=5e-11)
     g = graph.grad(lambda s: cross_entropy(s[None], y)[0])(scores)
-    np.testing.assert_allclose(g + [0, 0, 1], [0.0154493, 0.6311634, 0.3533873], atol=5e-8)
+    np.testing.assert_allclose(g + np.array([0, 0, 1]), [0.0154493, 0.6311634, 0.3533873], atol=5e-8)
 
 
 def test_extremes():
