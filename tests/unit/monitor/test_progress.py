@@ -1,11 +1,7 @@
 """What the terminal shows."""
 
 import io
-import os
-import pty
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -131,36 +127,6 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_pseudo_terminal_end_to_end():
-    code = """
-from dtrain.monitor.progress import Progress
-from dtrain.monitor.records import StepRecord
-progress = Progress(3, 3, refresh_seconds=0)
-for step in range(3):
-    progress.update(StepRecord(step, 0, 0.5, 1.25, 1.0, 1e-3, 128, 0.1))
-    print("from the model", step)
-progress.close()
-"""
-    controller, terminal = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=terminal, env=env)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            data = os.read(controller, 4096)
-        except OSError:  # Linux' way to say that the other side is closed
-            break
-        if not data:
-            break
-        shown += data
-    os.close(controller)
-    assert child.communicate()[0] == b"from the model 0\nfrom the model 1\nfrom the model 2\n"
-    assert child.returncode == 0
-    assert b"step 3/3" in shown
-    assert b"from the model" not in shown
-
-
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_broken_stream_never_fails_the_run(is_terminal):
     class Broken(io.StringIO):
@@ -182,19 +148,6 @@ def test_a_closed_stream_never_fails_the_run():
     stream.close()
     with Progress(120, 12, stream=stream, clock=clock) as progress:
         run(progress, clock, 100)
-
-
-def test_rich_is_not_loaded_for_plain_lines():
-    code = """
-import io, sys
-from dtrain.monitor.progress import Progress, final_summary
-from dtrain.monitor.records import StepRecord
-with Progress(3, 3, stream=io.StringIO()) as progress:
-    progress.update(StepRecord(0, 0, 0.5, 1.25, 1.0, 1e-3, 128, 0.1))
-print("rich" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 def test_the_summary():
