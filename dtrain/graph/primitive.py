@@ -9,7 +9,7 @@ of `out`; a returned gradient may have any shape that broadcasts against the inp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -197,6 +197,7 @@ def resolve(ufunc: np.ufunc, *dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return result
 
 
+@lru_cache(4096)
 def prototype(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
     """Return an array of this shape with C-order strides and no memory behind it: for asking about views, never for
     reading."""

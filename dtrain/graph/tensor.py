@@ -256,7 +256,7 @@ class Tensor(Operators):
         # Reached only for names that are not attributes: the array methods (x.sum(), x.reshape(...)) of the table.
         method = METHODS.get(name)
         if method is None:
-            if hasattr(np.ndarray, name):
+            if not name.startswith("__") and hasattr(np.ndarray, name):
                 raise UnsupportedFunctionError(_not_covered(f"ndarray.{name}"))
             raise AttributeError(f"a traced array has no attribute {name!r}")
         return lambda *args, **options: method(self, *args, **options)

@@ -389,9 +389,8 @@ def _is_zero(x: np.ndarray) -> bool:
 def _where_bind(out: np.ndarray, mask: np.ndarray, x: np.ndarray, y: np.ndarray) -> Call:
     if mask.dtype != bool:
         return lambda: np.copyto(out, np.where(mask, x, y))
-    # A masked copy of 131,072 floats takes 820 µs, the same by bits 66 µs. As a masked copy, and unlike a product, it
-    # keeps nan, inf and
-    # -0.0 of the side that is taken and gives +0.0 on the other.
+    # A masked copy of 131,072 floats takes 820 µs, the same by bits 66 µs. Unlike a product, it keeps nan, inf and the
+    # sign of zero on the side that is taken, and gives +0.0 on the other.
     kept, run, constant = (x, _keep_bits_run, -1) if _is_zero(y) else (y, _drop_bits_run, 1)
     other = y if kept is x else x
     bits = _BITS.get(out.dtype.itemsize)

@@ -1,0 +1,59 @@
+"""The gradient check finds wrong rules, names kinks, and accepts right ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dtrain import graph
+from dtrain.graph.check import ArgumentCheck
+
+
+@pytest.fixture
+def wrong_square():
+    @graph.primitive(np.square, name="wrong_square")
+    def wrong_square(g, out, x):
+        """A square whose gradient is 1 % off."""
+        return g * x * 2.02
+
+    yield wrong_square
+    del graph.PRIMITIVES["wrong_square"]
+
+
+def test_a_right_gradient_passes_by_complex_step():
+    report = graph.check_grads(lambda p, x: np.tanh(x @ p["w"]), [{"w": np.eye(3)}, np.ones((2, 3))], order=2)
+    assert [a.name for a in report.arguments[:2]] == ["argument 0 (w)", "argument 1"]
+    assert report.arguments[0].method == "complex step"
+    assert report.arguments[0].relative_error < 1e-13
+    assert report.relative_error < 1e-7
+    assert "(right)" in str(report)
+
+
+def test_a_wrong_gradient_is_refused_with_the_figure(wrong_square):
+    with pytest.raises(
+        graph.GradientCheckError, match=r"argument 0: gradient .* relative error 9\.9.e-03 \(probably wrong\)"
+    ):
+        graph.check_grads(lambda x: np.sum(wrong_square(x)), [np.array([1.0, 2.0])])
+    with pytest.raises(AssertionError):
+        graph.check_grads(lambda x: np.sum(wrong_square(x)), [np.array([1.0, 2.0])])
+
+
+def test_a_kink_between_the_points_is_named():
+    report = graph.check_grads(lambda x: np.sum(np.maximum(x, 0.0)), [np.array([1e-8, 1.0])])
+    (found,) = report.arguments
+    assert found.kinks[0].startswith("relu at ")
+    assert "test_check.py" in found.kinks[0]
+    assert "kinks crossed: relu at" in str(report)
+
+
+def test_integers_are_left_out_and_float32_is_checked_in_double():
+    report = graph.check_grads(
+        lambda x, i: np.sum(np.square(x[i])), [np.ones(3, np.float32), np.array([0, 0, 2])], order=2
+    )
+    assert {a.name for a in report.arguments} == {"argument 0"}
+    assert report.relative_error < 1e-7
+
+
+@pytest.mark.parametrize(("error", "word"), [(1e-9, "right"), (1e-5, "doubtful"), (1e-3, "probably"), (0.5, "wrong")])
+def test_bands(error, word):
+    assert word in ArgumentCheck("x", 1.0, 1.0, "central difference", error).band

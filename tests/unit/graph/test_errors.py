@@ -1,0 +1,176 @@
+"""What a user meets who does what cannot be recorded: one line, the place, the remedy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dtrain import graph
+from dtrain.errors import ShapeError, TraceError, UnsupportedFunctionError
+
+X = np.ones((2, 3))
+
+
+def line(f, offset=1):
+    return rf"test_errors\.py:{f.__code__.co_firstlineno + offset}\b"
+
+
+def test_shapes_that_do_not_fit_name_the_operation_both_shapes_and_the_line():
+    def f(x):
+        return np.sum(x @ np.ones((128, 10)))
+
+    with pytest.raises(
+        ShapeError, match=r"matmul: expected \(n, 64\) @ \(64, k\), got \(32, 64\) @ \(128, 10\); made at .*" + line(f)
+    ):
+        graph.grad(f)(np.ones((32, 64)))
+
+    def g(x):
+        return np.sum(x + np.ones(4))
+
+    with pytest.raises(
+        ShapeError, match=r"add: expected shapes that broadcast together, got \(2, 3\), \(4,\); made at .*" + line(g)
+    ):
+        graph.grad(g)(X)
+
+    def h(x):
+        return np.sum(np.reshape(x, (4, 2)))
+
+    with pytest.raises(
+        ShapeError, match=r"reshape: expected a shape that fits shape=\(4, 2\), got \(2, 3\); made at .*" + line(h)
+    ):
+        graph.grad(h)(X)
+
+    def c(x):
+        return np.sum(np.concatenate([x, np.ones((1, 4))]))
+
+    with pytest.raises(
+        ShapeError, match=r"concatenate: expected shapes equal except along axis 0, got \(2, 3\), \(1, 4\)"
+    ):
+        graph.grad(c)(X)
+
+
+def test_an_index_out_of_bounds():
+    with pytest.raises(ShapeError, match=r"slice: .* got \(2, 3\); made at"):
+        graph.grad(lambda x: np.sum(x[5]))(X)
+    with pytest.raises(ShapeError, match=r"gather: .*made at"):
+        graph.grad(lambda x: np.sum(x[np.array([0, 2])]))(X)
+    recorded = graph.trace(lambda x, i: x[i], X, np.array([0, 1]))
+    bound = graph.Plan(recorded.inputs, recorded.outputs).bind([X, np.array([0, 7])])
+    with pytest.raises(IndexError, match="rows 0 to 7 of an array of 2"):
+        bound.run()
+
+
+def test_an_uncovered_function_is_named():
+    def f(x):
+        return np.sum(np.linalg.qr(x)[0])
+
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.linalg\.qr is not covered: .* used at .*" + line(f)):
+        graph.grad(f)(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.sinc is not covered"):
+        graph.grad(lambda x: np.sum(np.sinc(x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.spacing is not covered"):
+        graph.grad(lambda x: np.sum(np.spacing(x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.add\.accumulate is not covered"):
+        graph.grad(lambda x: np.sum(np.add.accumulate(x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.exp with where= is not covered"):
+        graph.grad(lambda x: np.sum(np.exp(x, where=X > 0)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"ndarray\.cumsum is not covered"):
+        graph.grad(lambda x: np.sum(x.cumsum()))(X)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        graph.grad(lambda x: x.nonsense())(X)
+
+
+@pytest.mark.parametrize(
+    ("use", "what"),
+    [
+        (lambda x: 1.0 if x[0, 0] > 0 else 2.0, "the truth value"),
+        (lambda x: float(x[0, 0]), r"float\(\)"),
+        (lambda x: int(x[0, 0]), r"int\(\)"),
+        (lambda x: x[0, 0].item(), r"item\(\)"),
+        (lambda x: sum(x.tolist()), r"tolist\(\)"),
+        (lambda x: [1.0, 2.0][np.argmax(x)], "a Python index"),
+    ],
+)
+def test_python_on_a_traced_value(use, what):
+    with pytest.raises(
+        TraceError, match=what + r" of a traced array at .*" + line(use, 0) + r".*use np\.where, .*compile=False"
+    ):
+        graph.grad(use)(X)
+
+
+def test_losing_the_gradient():
+    with pytest.raises(
+        TraceError, match=r"np\.asarray\(\) of a traced array at .*test_errors.py:\d+: it would lose the gradient"
+    ):
+        graph.grad(lambda x: np.sum(np.asarray(x)))(X)
+
+
+def test_writing_into_arrays():
+    def part(x):
+        x[0] = 1.0
+        return np.sum(x)
+
+    with pytest.raises(
+        TraceError, match="assignment to a part of a traced array at .*" + line(part) + r".*use np\.where"
+    ):
+        graph.grad(part)(X)
+
+    def plain(x):
+        total = np.zeros((2, 3))
+        total += x
+        return np.sum(total)
+
+    with pytest.raises(TraceError, match=r"in-place operator such as a \+= b .*in np\.add.*" + line(plain, 2)):
+        graph.grad(plain)(X)
+    with pytest.raises(TraceError, match=r"out= .*in np\.exp"):
+        graph.grad(lambda x: np.sum(np.exp(x, out=np.empty((2, 3)))))(X)
+    with pytest.raises(TraceError, match=r"out= in np\.sum"):
+        graph.grad(lambda x: np.sum(x, out=np.empty(())))(X)
+
+
+def test_shapes_that_depend_on_values():
+    with pytest.raises(TraceError, match=r"a traced boolean mask as an index .*use np\.where\(mask, x, 0\)"):
+        graph.grad(lambda x: np.sum(x[x > 0]))(X)
+    np.testing.assert_array_equal(graph.grad(lambda x: np.sum(x[x > 0]), compile=False)(np.array([1.0, -1])), [1, 0])
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.where\(condition\)"):
+        graph.grad(lambda x: np.where(x > 0))(X)
+
+
+def test_what_cannot_be_differentiated():
+    with pytest.raises(TraceError, match="respect to argument 0 of type int does not exist; pass floats"):
+        graph.grad(lambda x: x * 2.0)(3)
+    with pytest.raises(TraceError, match=r"argument 1 \(a\.0\) of type int64 does not exist"):
+        graph.grad(lambda x, p: x * 2.0, 1)(3.0, {"a": [np.arange(2)]})
+
+    def f(x):
+        return np.exp(x)
+
+    with pytest.raises(TraceError, match=r"f must return a scalar .*got shape \(2, 3\); made at"):
+        graph.grad(f)(X)
+    with pytest.raises(TraceError, match="must return a float to be differentiated, got int64"):
+        graph.grad(lambda x: np.argmax(x))(X)
+    with pytest.raises(TraceError, match=r"must return \(value, aux\) with has_aux=True"):
+        graph.grad(lambda x: np.sum(x), has_aux=True)(X)
+
+
+def test_wrong_calls():
+    with pytest.raises(TypeError, match=r"argnums names argument 2, but .* was called with 1"):
+        graph.grad(lambda x: x, 2)(1.0)
+    with pytest.raises(TypeError, match="pass the arguments by position; got the keyword 'x'"):
+        graph.grad(lambda x: x)(x=1.0)
+
+
+def test_a_tensor_that_outlives_its_trace():
+    kept = []
+
+    def f(x):
+        kept.append(x)
+        return np.sum(x)
+
+    graph.grad(f)(X)
+    with pytest.raises(TraceError, match="no longer kept: this graph belongs to a compiled function"):
+        _ = kept[0].value
+    with pytest.raises(TraceError, match="traced array after its trace had ended"):
+        graph.grad(f)(kept[0])
+    with pytest.raises(TraceError, match="mixes arrays of two traced functions"):
+        graph.grad(lambda x: np.sum(x * kept[0]))(X)
