@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ _WINDOW_SECONDS = 10.0
 
 
 class Progress:
-    """Shows the records of a run as they come. Use it from one thread, and ``close`` it, also on errors."""
+    """Shows the records of a run as they come. Any thread may call it; ``close`` it, also on errors."""
 
     def __init__(
         self,
@@ -55,11 +56,15 @@ class Progress:
         self._shown_step = first_step
         self._marks: deque[tuple[float, int, int]] = deque([(clock(), first_step, 0)])  # time, steps, samples
         self._is_closed = False
+        self._lock = threading.RLock()
 
     def update(self, record: StepRecord | EvalRecord) -> None:
         """Take a record; show it if it is time to."""
-        if self._is_closed:
-            return
+        with self._lock:
+            if not self._is_closed:
+                self._take(record)
+
+    def _take(self, record: StepRecord | EvalRecord) -> None:
         if isinstance(record, EvalRecord):
             self._eval = record
             if not self._is_live:
@@ -74,12 +79,16 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show a line that stays, above the line that moves."""
-        self._print(text)
+        with self._lock:
+            self._print(text)
 
     def close(self) -> None:
         """Leave the last figures standing and give the terminal back. A second call does nothing."""
-        if self._is_closed:
-            return
+        with self._lock:
+            if not self._is_closed:
+                self._finish()
+
+    def _finish(self) -> None:
         if self._live is not None:
             with self._forgiving():
                 self._live.stop()

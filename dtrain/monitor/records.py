@@ -15,6 +15,8 @@ from typing import Any
 
 from dtrain.monitor.lines import LineFile, encode, read_lines
 
+_MOST_PENDING = 100_000  # a run on a full disk goes on, but not until its memory is full as well
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
@@ -139,6 +141,7 @@ class MetricsLog:
         """
         self._file = LineFile(path)
         self._pending: list[bytes] = []
+        self._refused = 0  # of them, how many the disk did not take the last time
         self._batch_records, self._batch_seconds, self._clock = batch_records, batch_seconds, clock
         self._flushed = clock()
         last = self._file.cut(lambda line: committed is not None and not _is_within(line, committed))
@@ -163,15 +166,21 @@ class MetricsLog:
         else:
             self._next_step = record.step + 1
         self._pending.append(to_line(record))
-        is_full = len(self._pending) >= self._batch_records
+        del self._pending[:-_MOST_PENDING]
+        is_full = len(self._pending) - self._refused >= self._batch_records
         if is_full or self._clock() - self._flushed >= self._batch_seconds:
             self.flush()
 
     def flush(self, sync: bool = False) -> None:
-        """Write what is held back, with ``sync`` down to the disk. Raises DtrainError, and keeps it, if that fails."""
-        self._file.append(self._pending)
-        self._pending.clear()
+        """Write what is held back, with ``sync`` down to the disk.
+
+        Raises DtrainError if that fails, and keeps the records, up to 100,000, for the next time.
+        """
         self._flushed = self._clock()
+        self._refused = len(self._pending)
+        self._file.append(self._pending)
+        self._refused = 0
+        self._pending.clear()
         if sync:
             self._file.sync()
 

@@ -1,5 +1,6 @@
 """Records and the log of metrics: each step once, in order, whatever happens."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -137,3 +138,22 @@ def test_what_cannot_be_written_is_kept_for_later(tmp_path, monkeypatch):
     log.append(step(1))
     log.close()
     assert records_in(path) == [step(0), step(1)]
+
+
+def test_a_disk_that_stays_full_is_not_asked_at_every_step_and_memory_stays_bounded(tmp_path, monkeypatch):
+    path, now, attempts = tmp_path / "m.jsonl", [0.0], []
+    log = MetricsLog(path, batch_records=10, batch_seconds=1e9, clock=lambda: now[0])
+
+    def refuse(fd, data):
+        attempts.append(len(data))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", refuse)
+        patch.setattr("dtrain.monitor.records._MOST_PENDING", 50)
+        for i in range(100):
+            with contextlib.suppress(DtrainError):
+                log.append(step(i))
+    assert 4 <= len(attempts) <= 10
+    log.close()
+    assert records_in(path) == [step(i) for i in range(50, 100)]
