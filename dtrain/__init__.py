@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from dtrain.graph import grad, trace, value_and_grad, vjp
-
 if TYPE_CHECKING:
+    from dtrain.graph import grad, trace, value_and_grad, vjp
     from dtrain.jobs.fit import fit
 
 __all__ = ["__version__", "fit", "grad", "trace", "value_and_grad", "vjp"]
 
+_HOME = {"fit": "dtrain.jobs.fit", **dict.fromkeys(("grad", "trace", "value_and_grad", "vjp"), "dtrain.graph")}
+
 
 def __getattr__(name: str) -> Any:
-    # `fit` brings the whole trainer; a program that only differentiates should not wait for it.
-    if name == "fit":
-        from dtrain.jobs.fit import fit
-
-        return fit
+    # Loaded when first used: the command line starts its workers before it imports NumPy itself.
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -53,10 +53,6 @@ class Channel:
         message: Message = json.loads(line)
         return message
 
-    def has_buffered(self) -> bool:
-        """Whether a whole message has been read from the socket already, so that waiting on the socket would miss it."""
-        return b"\n" in self._buffer
-
     def close(self) -> None:
         self._socket.close()
 

@@ -68,9 +68,7 @@ class SliceSum:
             where = self._layout.block(block)
             length = where.stop - where.start
 
-            def memory(
-                place: Leaf | Register, where: slice = where, length: int = length
-            ) -> NDArray[np.generic]:
+            def memory(place: Leaf | Register, where: slice = where, length: int = length) -> NDArray[np.generic]:
                 if isinstance(place, Leaf):
                     return self._gradients[place.shard, where]
                 return self._total[where] if place.index == 0 else self._scratch[place.index - 1][:length]

@@ -70,7 +70,7 @@ def registers(shards: int) -> int:
 
 
 def tree_sum(leaves: list[NDArray[np.generic] | None], out: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Sum whole arrays in the canonical order into ``out``; None marks an absent shard. The reference for everything."""
+    """Sum whole arrays in the canonical order into ``out``; None marks an absent shard."""
     present = [i for i, leaf in enumerate(leaves) if leaf is not None]
     adds, result = additions(len(leaves), present)
     memory: dict[Leaf | Register, NDArray[np.generic]] = {Leaf(i): a for i, a in enumerate(leaves) if a is not None}

@@ -14,9 +14,11 @@ import numpy as np
 from dtrain.data import make_source
 from dtrain.data.source import Source
 from dtrain.errors import InputError
-from dtrain.jobs.spec import JobSpec
+from dtrain.jobs.spec import JobSpec, OptimizerSpec
 from dtrain.nn import make_model, supervise
 from dtrain.optim import make_rule, make_schedule
+from dtrain.optim.rule import Rule
+from dtrain.optim.schedules import Schedule
 from dtrain.train.program import Program
 
 
@@ -25,17 +27,7 @@ def build(spec: JobSpec) -> Program:
     source = make_source(spec.data.name, base_dir=Path(spec.base_dir), **spec.data.options)
     steps_per_epoch = -(-source.n // spec.batch)
     steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * steps_per_epoch
-    optimizer = spec.optimizer
-    options = dict(optimizer.model_extra or {})
-    if optimizer.weight_decay is not None:
-        options["weight_decay"] = optimizer.weight_decay
-    schedule = make_schedule(
-        optimizer.schedule.name,
-        lr=optimizer.lr,
-        warmup_steps=optimizer.schedule.warmup_steps,
-        total_steps=steps,
-        **optimizer.schedule.options,
-    )
+    rule, schedule = optimizer_of(spec.optimizer, steps)
     init, loss, metrics = _model(spec, source)
     every = spec.eval.every
     return Program(
@@ -44,7 +36,7 @@ def build(spec: JobSpec) -> Program:
         metrics=metrics,
         train=source.train,
         eval=source.eval,
-        rule=make_rule(optimizer.name, **options),
+        rule=rule,
         schedule=schedule,
         seed=spec.seed,
         batch=spec.batch,
@@ -52,10 +44,25 @@ def build(spec: JobSpec) -> Program:
         steps=steps,
         dtype=np.dtype(spec.dtype),
         eval_every=0 if not source.eval else (every.in_steps(steps_per_epoch) or steps) if every else steps,
-        clip_norm=optimizer.clip_norm,
-        clip_value=optimizer.clip_value,
+        clip_norm=spec.optimizer.clip_norm,
+        clip_value=spec.optimizer.clip_value,
         on_nonfinite=spec.on_nonfinite,
     )
+
+
+def optimizer_of(spec: OptimizerSpec, steps: int) -> tuple[Rule, Schedule]:
+    """Make the update rule and the schedule of a job of so many steps."""
+    options = spec.options
+    if spec.weight_decay is not None:
+        options["weight_decay"] = spec.weight_decay
+    schedule = make_schedule(
+        spec.schedule.name,
+        lr=spec.lr,
+        warmup_steps=spec.schedule.warmup_steps,
+        total_steps=steps,
+        **spec.schedule.options,
+    )
+    return make_rule(spec.name, **options), schedule
 
 
 def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
@@ -70,12 +77,15 @@ def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
                     f"model.name: {spec.model.name} expects arrays x and y, the data has {', '.join(source.train)}; "
                     "name them x and y, or write your own model file"
                 )
-        if source.features is None or source.classes is None:
+        outputs = source.classes
+        if outputs is None and source.train["y"].dtype.kind == "f":  # numbers to be approximated, not labels
+            outputs = 1 if source.train["y"].ndim == 1 else source.train["y"].shape[1]
+        if source.features is None or outputs is None:
             raise InputError(
                 f"model.name: {spec.model.name} expects x of shape (n, features) and y of labels (n,) or numbers "
                 f"(n, k), got x {source.train['x'].shape} and y {source.train['y'].shape}"
             )
-        functions = supervise(model, spec.loss, source.features, source.classes)
+        functions = supervise(model, spec.loss, source.features, outputs)
         return functions.init, functions.loss, functions.metrics
     where = spec.model.entry
     if spec.loss is not None:

@@ -1,6 +1,8 @@
 """The prepared process from which workers are forked: one thread, one BLAS thread, everything imported, no job in it.
 
-It never touches the run's memory. It ends when its parent is gone; its workers end with it.
+A worker, and a replacement for a dead one, is there in milliseconds. The process is started before the job is read, so
+that both sides import at the same time; therefore this module imports nothing heavy before it has to. The prepared
+process never touches the run's memory. It ends when its parent is gone, and its workers end with it.
 """
 
 from __future__ import annotations
@@ -11,8 +13,62 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from contextlib import suppress
+from pathlib import Path
+
+from dtrain.comm.threads import THREAD_VARIABLES
+
+_ANSWER_SECONDS = 20.0
+
+
+class Zygote:
+    """The prepared process, seen from the parent. It ends when this object is closed or this process dies."""
+
+    def __init__(self) -> None:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here.settimeout(_ANSWER_SECONDS)
+        self._socket = here
+        self._lock = threading.Lock()
+        self._pids: dict[int, int] = {}
+        # This dtrain, whatever the current directory and the way it was installed.
+        root = str(Path(__file__).resolve().parents[2])
+        code = f"import sys; sys.path.append({root!r}); from dtrain.jobs.zygote import main; main({there.fileno()})"
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[there.fileno()], env=environment, stdin=subprocess.DEVNULL
+        )
+        there.close()
+
+    def fork(self, worker: int, fds: list[int]) -> None:
+        """Ask for a worker that gets these descriptors. Raises OSError if the zygote is gone."""
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps({"worker": worker}).encode()], fds)
+
+    def pid(self, worker: int) -> int | None:
+        """The process number of a worker, once the zygote has told it; None if it never will."""
+        with self._lock:
+            while worker not in self._pids:
+                try:
+                    answer = self._socket.recv(4096)
+                except OSError:
+                    return None
+                if not answer:
+                    return None
+                told = json.loads(answer)
+                self._pids[told["worker"]] = told["pid"]
+            return self._pids[worker]
+
+    def close(self) -> None:
+        """End the zygote; the kernel ends its workers with it."""
+        self._socket.close()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def main(fd: int) -> None:

@@ -89,9 +89,7 @@ class StopRequested:
     """A signal or a user asks to stop at the end of the step."""
 
 
-Event = (
-    Started | Joined | Lost | Failed | WorkerHalted | Recovered | Progress | Evaluated | StopRequested
-)
+Event = Started | Joined | Lost | Failed | WorkerHalted | Recovered | Progress | Evaluated | StopRequested
 
 # --- instructions: what the shell is to do ---------------------------------------------------------------------------
 
@@ -127,7 +125,7 @@ class Recover:
 
 @dataclass(frozen=True)
 class Begin:
-    """Start a generation at ``step``. Rank r runs ``first[r]`` in that step and the shards ``runs[r]`` in later ones."""
+    """Start a generation at ``step``. Rank r runs ``first[r]`` in that step, the shards ``runs[r]`` later."""
 
     generation: int
     step: int
@@ -292,8 +290,9 @@ class Coordinator:
             self._finish(
                 "failed",
                 NumericsError(
-                    f"worker {worker} computes in another numerics class: {name} is {numerics.get(name)!r}, the job's is "
-                    f"{expected.get(name)!r}; its bits would differ. Give all workers the same NumPy, BLAS and threads"
+                    f"worker {worker} computes in another numerics class: {name} is {numerics.get(name)!r}, the "
+                    f"job's is {expected.get(name)!r}; its bits would differ. Give all workers the same "
+                    "NumPy, BLAS and number of threads"
                 ),
             )
         elif self.workers[worker].status is Status.STARTING:

@@ -31,7 +31,7 @@ def fingerprint(tensors: Mapping[str, Mapping[str, NDArray[Any]]], position: Map
 
 
 def extend_chain(chain: str, step: int, loss: float, norm: float) -> str:
-    """Return the next link of the chain of digests that stands for the whole trajectory of losses and gradient norms."""
+    """Return the next link of the chain of digests over the losses and gradient norms of all steps."""
     return hashlib.sha256(bytes.fromhex(chain) + struct.pack("<qdd", step, loss, norm)).hexdigest()
 
 

@@ -1,31 +1,17 @@
 """The numerics class: everything about a process that decides the bits of its arithmetic.
 
-Two processes of one class compute the same bits from the same shard. A worker of another class is refused when it joins.
+Two processes of one class compute the same bits from the same shard. A worker of another one is refused
+when it joins.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import sys
 from functools import cache
 
 import numpy as np
-
-THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-
-def one_thread_environment() -> dict[str, str]:
-    """The environment in which a worker starts: one BLAS thread, since two threads change the bits of a product."""
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
-
-
-def limit_threads() -> None:
-    """Limit the BLAS of this process to one thread, also where NumPy was imported before anybody asked (a notebook)."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1, user_api="blas")
 
 
 def canary() -> str:

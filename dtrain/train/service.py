@@ -10,8 +10,9 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,6 @@ from dtrain.comm.layout import Layout, split_evenly
 from dtrain.comm.memory import (
     ARRIVED,
     BEATS,
-    COEFFICIENTS,
     GRANTED,
     HALT,
     PHASES,
@@ -34,8 +34,7 @@ from dtrain.graph.tree import flatten, unflatten
 from dtrain.monitor.records import EvalRecord, StepRecord
 from dtrain.train import coordinator as c
 from dtrain.train.blame import explain_nonfinite
-if TYPE_CHECKING:
-    from dtrain.train.checkpoint import Checkpoint, CheckpointStore
+from dtrain.train.checkpoint import Checkpoint, CheckpointStore
 from dtrain.train.fingerprint import CHAIN_START, extend_chain, fingerprint
 from dtrain.train.program import Program, dimensions
 from dtrain.train.shard import eval_chunks
@@ -44,6 +43,11 @@ from dtrain.train.update import Settings, SliceUpdate, decide
 _TICK_SECONDS = 0.01
 _FAREWELL_SECONDS = 2.0
 _FOREVER = np.iinfo(np.int64).max
+
+
+def max_workers(workers: int) -> int:
+    """How many ranks the memory of a run for so many workers has room for."""
+    return max(1, workers) * 2 + 2
 
 
 class Launcher(Protocol):
@@ -84,7 +88,7 @@ class Observer:
         """Anything else worth telling: a worker died, a checkpoint failed."""
 
     def flush(self) -> None:
-        """The run has a moment to spare: write what is held back."""
+        """Write what is held back."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,17 @@ class Service:
         store: CheckpointStore | None = None,
         restore: Checkpoint | None = None,
         observer: Observer | None = None,
+        job: str = "",
     ) -> None:
         self.program, self.settings, self.numerics = program, settings, dict(numerics)
+        self._job = job
         self._launcher, self._store, self._observer = launcher, store, observer or Observer()
         initial = program.initial_parameters()
         self.layout: Layout = program.layout(initial)
         leaves, self._structure = flatten(initial)
         self.sampler = program.sampler()
         workers = max(1, settings.workers)
-        self.memory = RunMemory(dimensions(program, self.layout, workers * 2 + 2))
+        self.memory = RunMemory(dimensions(program, self.layout, max_workers(workers)))
         self._parameters = self.layout.views(self.memory.parameters)
         self._update_settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
         self._first_step, self._chain = 0, CHAIN_START
@@ -255,7 +261,6 @@ class Service:
         if self._coordinator.mode is c.Mode.RUNNING and arrivals:
             self._drain(min(sequence + 1 for sequence, _ in arrivals.values()) // 4)
         self._handle(c.Progress(arrivals))
-        self._observer.flush()
 
     def _handle(self, event: c.Event) -> None:
         for instruction in self._coordinator.handle(event, time.monotonic()):
@@ -274,7 +279,7 @@ class Service:
                 self._launcher.kill(worker)
             case c.Halt(generation):
                 self.memory.header[HALT] = generation
-                self._send(dict.fromkeys(self._members, {"type": "go"}))
+                self._send({w: {"type": "go"} for w in self._members})
             case c.Recover():
                 self._handle(self._recover())
             case c.Begin():
@@ -298,10 +303,8 @@ class Service:
     def _send(self, messages: Mapping[int, Message]) -> None:
         for worker, message in messages.items():
             if worker in self._channels:
-                try:
+                with suppress(ChannelClosed):  # its end of file is read in the next turn
                     self._channels[worker].send(message)
-                except ChannelClosed:
-                    pass  # its end of file is read in the next turn
 
     def _begin(self, begin: c.Begin) -> None:
         memory = self.memory
@@ -335,7 +338,7 @@ class Service:
             memory.coefficients[step % RING, : len(values)] = values
         memory.header[GRANTED] = upto
         if was_idle:
-            self._send(dict.fromkeys(self._members, {"type": "go"}))
+            self._send({w: {"type": "go"} for w in self._members})
 
     def _recover(self) -> c.Recovered:
         """Read how far the halted generation came; finish the update of a step whose sum was complete."""
@@ -458,7 +461,9 @@ class Service:
             return
         if self._writer is not None:
             self._writer.join()
+        self._observer.flush()  # a checkpoint must not be ahead of the record of its steps
         meta = {
+            "job": self._job,
             "position": self._position(step),
             "chain": self._chain,
             "numerics": self.numerics,

@@ -78,8 +78,8 @@ def _summed(loss: Any, size: int) -> Tensor:
     """The sum over the shard's samples of what the user's loss returned: (n,), or a scalar that is the mean."""
     if not isinstance(loss, Tensor):
         raise InputError(
-            f"loss: expected a value computed from params with NumPy, got {type(loss).__name__} that does not depend on "
-            "them"
+            f"loss: expected a value computed from params with NumPy, got {type(loss).__name__} that does not "
+            "depend on them"
         )
     if loss.dtype.kind != "f":
         raise InputError(f"loss: expected float values, got {loss.dtype}")

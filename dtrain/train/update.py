@@ -2,7 +2,7 @@
 
 ``decide`` is a pure function of what all ranks see, so every rank takes the same decision without a message.
 ``SliceUpdate`` walks a slice in blocks. Before a block is touched its old content goes into the rank's undo record; who
-completes the slice after a death puts the record back and goes on from that block. So each block is updated exactly once.
+completes the slice after a death puts the record back and goes on from that block: each block is updated exactly once.
 """
 
 from __future__ import annotations

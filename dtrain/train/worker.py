@@ -33,7 +33,7 @@ _SPINS = 200
 
 
 class Worker:
-    """One worker of a run, in a process or thread of its own. ``run`` returns when the coordinator says stop or is gone."""
+    """One worker of a run, in a process or thread of its own. ``run`` returns when told to, or when alone."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

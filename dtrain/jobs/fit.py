@@ -1,0 +1,151 @@
+"""``dtrain.fit``: train a loss function from Python, in a script or a notebook, with the machinery of `dtrain run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import ValidationError
+
+from dtrain.comm.threads import one_blas_thread
+from dtrain.data.source import from_arrays
+from dtrain.errors import InputError
+from dtrain.graph.tree import map_leaves
+from dtrain.jobs.build import optimizer_of
+from dtrain.jobs.mistakes import describe
+from dtrain.jobs.payload import program_payload
+from dtrain.jobs.run import make_launcher, stop_on_signals, worker_count
+from dtrain.jobs.spec import OptimizerSpec
+from dtrain.jobs.watcher import Watcher
+from dtrain.train.numerics import numerics_class
+from dtrain.train.program import Program
+from dtrain.train.service import RunSettings, Service
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What ``fit`` returns. ``params`` has the structure of what was given, with fresh arrays."""
+
+    params: Any
+    loss: float | None
+    eval: dict[str, float]
+    fingerprint: str
+    steps: int
+    seconds: float
+    status: str
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Initial parameters that are values already."""
+
+    params: Any
+
+    def __call__(self, rng: np.random.Generator) -> Any:
+        return self.params
+
+
+def fit(
+    loss: Callable[[Any, Any], Any],
+    params: Any,
+    data: Mapping[str, ArrayLike],
+    *,
+    optimizer: str | Mapping[str, Any] = "adam",
+    lr: float | None = None,
+    batch: int = 128,
+    shards: int = 8,
+    epochs: int | None = None,
+    steps: int | None = None,
+    workers: int | str = "auto",
+    seed: int = 0,
+    eval_data: Mapping[str, ArrayLike] | None = None,
+    metrics: Callable[[Any, Any], Any] | None = None,
+    dtype: str = "float32",
+    on_nonfinite: str = "stop",
+    timeout_seconds: float = 5.0,
+    progress: bool = True,
+) -> FitResult:
+    """Train ``params`` to minimise the mean of ``loss`` over ``data``, data-parallel on the cores of this machine.
+
+    ``loss(params, batch)`` is plain NumPy and returns a loss per sample (n,), or a scalar: the mean over the shard.
+    ``params`` is a tree of float arrays, or a function ``init(rng)`` that makes one. ``data`` and ``eval_data`` are
+    dicts of arrays with a common leading sample axis; ``batch`` is the global mini-batch. ``optimizer`` is a name, or a
+    mapping with the keys of a job spec ({"name": "adam", "lr": 1e-3, "clip_norm": 1.0}). The length is ``epochs`` (1 if
+    neither is given) or ``steps``. ``workers``: processes, "auto" is one per core, 0 is none; the result does not
+    depend on it.
+
+    Functions defined in the script or notebook are sent to the workers; a script needs no ``__main__`` guard. Raises
+    DtrainError: InputError for arguments that do not fit, NonFiniteError when a value is not finite. Ctrl-C ends the
+    training at the end of a step and returns what was reached, with status "stopped".
+    """
+    if epochs is not None and steps is not None:
+        raise InputError("fit: epochs and steps are both given; keep one")
+    source = from_arrays(data, eval_data)
+    steps_per_epoch = -(-source.n // max(1, batch))
+    total = steps if steps is not None else (1 if epochs is None else epochs) * steps_per_epoch
+    for name, value in (("batch", batch), ("shards", shards), ("the number of steps", total)):
+        if value < 1:
+            raise InputError(f"fit: {name}: expected at least 1, got {value}")
+    spec = _optimizer_spec(optimizer, lr)
+    rule, schedule = optimizer_of(spec, total)
+    kind = np.dtype(dtype)
+    init = params if callable(params) else _Given(map_leaves(lambda a: np.array(a, copy=True), params))
+    program = Program(
+        init=init,
+        loss=loss,
+        metrics=metrics,
+        train=source.train,
+        eval=source.eval,
+        rule=rule,
+        schedule=schedule,
+        seed=seed,
+        batch=batch,
+        shards=shards,
+        steps=total,
+        dtype=kind,
+        eval_every=steps_per_epoch if source.eval else 0,
+        clip_norm=spec.clip_norm,
+        clip_value=spec.clip_value,
+        on_nonfinite="skip" if on_nonfinite == "skip" else "stop",
+    )
+    count = worker_count(workers)
+    watcher = Watcher(None, is_quiet=not progress)
+    try:
+        with one_blas_thread():
+            service = Service(
+                program,
+                RunSettings(workers=count, checkpoint_seconds=0.0, timeout_seconds=timeout_seconds),
+                make_launcher(program, count, None, lambda m: program_payload(program, m)),
+                numerics_class(),
+                observer=watcher,
+            )
+            with stop_on_signals(service):
+                outcome = service.run()
+    finally:
+        watcher.close()
+    if outcome.error is not None:
+        raise outcome.error
+    return FitResult(
+        params=outcome.parameters,
+        loss=outcome.train_loss,
+        eval=outcome.eval,
+        fingerprint=outcome.fingerprint,
+        steps=outcome.step,
+        seconds=outcome.seconds,
+        status=outcome.status,
+    )
+
+
+def _optimizer_spec(optimizer: str | Mapping[str, Any], lr: float | None) -> OptimizerSpec:
+    given = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
+    if lr is not None:
+        given["lr"] = lr
+    given.setdefault("lr", 1e-3)
+    try:
+        return OptimizerSpec.model_validate({k: float(v) if k == "lr" else v for k, v in given.items()})
+    except ValidationError as error:
+        lines = [describe(d, OptimizerSpec, "fit: optimizer", {}) for d in error.errors(include_url=False)]
+        raise InputError("\n".join(lines)) from None

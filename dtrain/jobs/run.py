@@ -1,0 +1,204 @@
+"""One run on this machine, from the spec to result.json: what `dtrain run` and `dtrain resume` do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dtrain import __version__
+from dtrain.comm.threads import one_blas_thread
+from dtrain.errors import InputError
+from dtrain.jobs.build import build
+from dtrain.jobs.in_process import InProcessLauncher
+from dtrain.jobs.local import LocalLauncher
+from dtrain.jobs.payload import spec_payload
+from dtrain.jobs.run_directory import RunDirectory
+from dtrain.jobs.spec import JobSpec
+from dtrain.jobs.watcher import Watcher
+from dtrain.jobs.zygote import Zygote
+from dtrain.monitor.endpoint import MetricsEndpoint
+from dtrain.train.checkpoint import CheckpointStore
+from dtrain.train.numerics import describe, numerics_class
+from dtrain.train.program import Program
+from dtrain.train.service import Launcher, Outcome, RunSettings, Service, max_workers
+
+
+def worker_count(workers: int | str) -> int:
+    """The number of workers that a spec or ``--workers`` asks for; auto is one per core that this process may use."""
+    if workers != "auto":
+        return int(workers)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_job(
+    spec: JobSpec,
+    directory: RunDirectory,
+    *,
+    workers: int | str | None = None,
+    zygote: Zygote | None = None,
+    is_resumed: bool = False,
+    is_quiet: bool = False,
+    on_start: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run a job in its run directory, from its newest valid checkpoint if ``is_resumed``; return result.json's content.
+
+    ``workers`` overrides the spec. ``on_start`` is told one line when the run begins. Raises DtrainError for a job that
+    cannot start; an error of a run that has started is in the result.
+    """
+    program = build(spec)
+    settings = run_settings(spec, program, worker_count(spec.workers if workers is None else workers))
+    with directory, one_blas_thread():
+        numerics = numerics_class()
+        directory.discard_result()
+        store = CheckpointStore(directory.checkpoints, keep=spec.checkpoint.keep)
+        restore = store.latest(expect={"job": spec.digest(), "numerics": numerics}) if is_resumed else None
+        watcher = Watcher(directory, is_quiet=is_quiet)
+        try:
+            service = Service(
+                program,
+                settings,
+                make_launcher(program, settings.workers, zygote, lambda m: spec_payload(spec, m)),
+                numerics,
+                store=store,
+                restore=restore,
+                observer=watcher,
+                job=spec.digest(),
+            )
+            watcher.metrics.describe_job(
+                name=spec.name, run=directory.id, spec_digest=spec.digest(), version=__version__
+            )
+            on_start(_start_line(spec, settings, program, directory, restore.step if restore else None))
+            if restore is not None and restore.message:
+                watcher.event("restored", restore.message)
+            with _endpoint(spec, watcher, directory), stop_on_signals(service) as stopped_by:
+                outcome = service.run()
+        finally:
+            watcher.close()
+        result = to_result(spec, outcome, directory.path, stopped_by)
+        directory.write_result(result)
+        return result
+
+
+def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
+    """How the spec wants its run to be carried out."""
+    every = spec.checkpoint.every
+    steps = (every.in_steps(program.sampler().steps_per_epoch) or 0) if every is not None else 0
+    seconds = float(every.count) if every is not None and every.unit == "seconds" else 0.0
+    return RunSettings(
+        workers=workers, checkpoint_every=steps, checkpoint_seconds=seconds, timeout_seconds=spec.timeout_seconds
+    )
+
+
+def make_launcher(program: Program, workers: int, zygote: Zygote | None, payload: Callable[[int], int]) -> Launcher:
+    """The launcher for this many workers; none means a thread of this process."""
+    if workers == 0:
+        if zygote is not None:
+            zygote.close()
+        return InProcessLauncher(program)
+    return LocalLauncher(payload(max_workers(workers)), zygote)
+
+
+def to_result(spec: JobSpec, outcome: Outcome, directory: Path, stopped_by: list[int]) -> dict[str, Any]:
+    """The content of result.json."""
+    return {
+        "status": outcome.status,
+        "name": spec.name,
+        "step": outcome.step,
+        "epoch": outcome.epoch,
+        "train_loss": outcome.train_loss,
+        "eval": outcome.eval,
+        "fingerprint": outcome.fingerprint,
+        "digest_chain": outcome.chain,
+        "numerics": describe(dict(outcome.numerics)),
+        "numerics_class": dict(outcome.numerics),
+        "job_digest": spec.digest(),
+        "seconds": round(outcome.seconds, 6),
+        "restarts": outcome.restarts,
+        "run_directory": str(directory),
+        "error": None if outcome.error is None else str(outcome.error),
+        "exit_code": _exit_code(outcome, stopped_by),
+    }
+
+
+def _exit_code(outcome: Outcome, stopped_by: list[int]) -> int:
+    if outcome.status == "stopped":
+        return 128 + (stopped_by[0] if stopped_by else signal.SIGINT)
+    return outcome.error.exit_code if outcome.error is not None else 0
+
+
+@contextlib.contextmanager
+def stop_on_signals(service: Service) -> Iterator[list[int]]:
+    """Let the first SIGINT or SIGTERM stop the run in order; a second one ends the process at once.
+
+    Yields the list of signals that came. Outside of the main thread signals stay as they are.
+    """
+    came: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        service.request_stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def _endpoint(spec: JobSpec, watcher: Watcher, directory: RunDirectory) -> Iterator[None]:
+    if spec.monitor.metrics_port is None:
+        yield
+        return
+    with MetricsEndpoint(watcher.metrics, spec.monitor.metrics_port) as endpoint:
+        directory.write_endpoint(endpoint.url, endpoint.token)
+        yield
+
+
+def _start_line(
+    spec: JobSpec, settings: RunSettings, program: Program, directory: RunDirectory, resumed_at: int | None
+) -> str:
+    where = "in this process" if settings.workers == 0 else f"on {settings.workers} workers"
+    if settings.workers == 1:
+        where = "on 1 worker"
+    start = "" if resumed_at is None else f", resumed at step {resumed_at}"
+    return (
+        f"{spec.name}: {program.steps} steps of {spec.batch} samples in {spec.shards} shards {where}{start}\n"
+        f"run directory {directory.path}"
+    )
+
+
+def resume_job(
+    path: str | os.PathLike[str],
+    *,
+    workers: int | str | None = None,
+    zygote: Zygote | None = None,
+    is_quiet: bool = False,
+    on_start: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Go on with the run in ``path`` to its end; a run that has succeeded is left as it is."""
+    directory = RunDirectory.open(path)
+    if directory.status() == "succeeded":
+        raise InputError(
+            f"{path}: has succeeded already; see {directory.result_file.name}, or start it anew with dtrain run"
+        )
+    return run_job(
+        directory.read_job(),
+        directory,
+        workers=workers,
+        zygote=zygote,
+        is_resumed=True,
+        is_quiet=is_quiet,
+        on_start=on_start,
+    )

@@ -1,0 +1,84 @@
+"""The observer of a run: what the coordinator tells goes to its files, to Prometheus and to the terminal."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from dtrain.errors import DtrainError
+from dtrain.jobs.run_directory import RunDirectory
+from dtrain.monitor.progress import Progress
+from dtrain.monitor.records import EvalRecord, MetricsLog, StepRecord
+from dtrain.monitor.run_metrics import RunMetrics
+from dtrain.train.service import Observer
+
+
+class Watcher(Observer):
+    """Passes everything on. A disk that is full costs the record, never the run: it is said once."""
+
+    def __init__(self, directory: RunDirectory | None, is_quiet: bool = False) -> None:
+        self.metrics = RunMetrics()
+        self._directory, self._is_quiet = directory, is_quiet
+        self._log: MetricsLog | None = None
+        self._progress: Progress | None = None
+        self._lock = threading.Lock()  # checkpoints are announced by the thread that writes them
+        self._is_disk_broken = False
+
+    def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
+        self.metrics.started(steps, first_step)
+        if self._directory is not None:
+            self._log = MetricsLog(self._directory.metrics_file, committed=first_step)
+        if not self._is_quiet:
+            self._progress = Progress(steps, steps_per_epoch, first_step=first_step)
+
+    def step(self, record: StepRecord) -> None:
+        self.metrics.step(record)
+        self._write(record)
+
+    def evaluation(self, record: EvalRecord) -> None:
+        self.metrics.evaluation(record)
+        self._write(record)
+
+    def generation(self, generation: int, members: tuple[int, ...], restarts: int) -> None:
+        self.metrics.generation(generation, members, restarts)
+        self._event("generation", generation=generation, members=list(members), restarts=restarts)
+
+    def checkpoint(self, step: int) -> None:
+        self.metrics.checkpoint(step)
+        self._event("checkpoint", step=step)
+
+    def event(self, kind: str, text: str, **details: Any) -> None:
+        self._event(kind, text=text, **details)
+        if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed", "restored"):
+            self._progress.note(text)
+
+    def flush(self) -> None:
+        if self._log is not None:
+            self._guarded(self._log.flush)
+
+    def close(self) -> None:
+        """Write what is held back and give the terminal free."""
+        if self._progress is not None:
+            self._progress.close()
+        if self._log is not None:
+            self._guarded(self._log.close)
+
+    def _write(self, record: StepRecord | EvalRecord) -> None:
+        if self._log is not None:
+            self._guarded(lambda: self._log.append(record))  # type: ignore[union-attr]
+        if self._progress is not None:
+            self._progress.update(record)
+
+    def _event(self, kind: str, **details: Any) -> None:
+        if self._directory is not None:
+            with self._lock:
+                self._guarded(lambda: self._directory.append_event(kind, **details))  # type: ignore[union-attr]
+
+    def _guarded(self, write: Any) -> None:
+        try:
+            write()
+            self._is_disk_broken = False
+        except (OSError, DtrainError) as error:
+            if not self._is_disk_broken and self._progress is not None:
+                self._progress.note(f"{error}; training goes on")
+            self._is_disk_broken = True
