@@ -1,5 +1,6 @@
 """The run directory: its files, its lock, and where a reader is told the run stands."""
 
+import fcntl
 import json
 import os
 import re
@@ -119,6 +120,12 @@ def test_one_object_at_a_time_in_a_process(run, monkeypatch):
         assert other.status() == "running"  # asking did not let go
     with other:
         assert run.holder() == os.getpid()
+
+
+def test_another_reader_is_no_runner(run):
+    with run.lock_file.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        assert run.status() == "pending"
 
 
 def test_the_status_through_a_life(run):

@@ -273,6 +273,11 @@ def test_the_digest_ignores_what_does_not_change_the_result(change):
     assert changed(**change).digest() == parse_spec(SMALL).digest()
 
 
+def test_the_digest_is_that_of_earlier_versions():
+    """A change of it makes every run that was started before refuse to resume."""
+    assert parse_spec(SMALL).digest() == "7f235698d6d503c76682b4a6fe656bf29d47c565fcc3026a9c9095e9ac33df97"
+
+
 def test_the_digest_sees_what_changes_the_result():
     changes = [
         {},

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dtrain.errors import InputError
 from dtrain.monitor.endpoint import MetricsEndpoint
-from dtrain.monitor.exporter import make_registry
+from dtrain.monitor.exporter import Handler, make_registry
 from dtrain.monitor.records import EvalRecord, StepRecord
 from dtrain.monitor.run_metrics import RunMetrics
 from dtrain.monitor.table import METRICS
@@ -171,6 +171,13 @@ def test_clients_that_hang_hold_up_nobody(endpoint, metrics):
     endpoint.close()
     for client in hanging:
         client.close()
+
+
+def test_a_silent_client_is_given_up(endpoint, monkeypatch):
+    monkeypatch.setattr(Handler, "timeout", 0.05)
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=20) as client:
+        client.sendall(b"GET /met")
+        assert client.recv(1) == b""
 
 
 def test_closing_leaves_nothing_behind(metrics):
