@@ -668,6 +668,20 @@ row(
     X,
 )
 
+row("roll", lambda x: np.roll(x, 1, axis=1) * np.roll(x, -2), lambda x: torch.roll(x, 1, 1) * torch.roll(x, -2), X)
+row("roll of two axes", lambda x: np.roll(x, (1, 2), (0, 1)), lambda x: torch.roll(x, (1, 2), (0, 1)), X)
+row("flip", lambda x: np.flip(x, 1) * np.flip(x), lambda x: torch.flip(x, (1,)) * torch.flip(x, (0, 1)), X)
+row("tile", lambda x: np.tile(x, (2, 1, 3)), lambda x: torch.tile(x, (2, 1, 3)), X)
+row("repeat", lambda x: np.repeat(x, 2, axis=1), lambda x: torch.repeat_interleave(x, 2, 1), X)
+row("x.repeat", lambda x: x.repeat([1, 0, 3], 0), lambda x: torch.repeat_interleave(x, tensor([1, 0, 3]), 0), X)
+row("pad", lambda x: np.pad(x, ((1, 0), (2, 3))), lambda x: torch.nn.functional.pad(x, (2, 3, 1, 0)), X)
+row("tril", lambda x: np.tril(x, -1), lambda x: torch.tril(x, -1), CUBE)
+row("triu", lambda x: np.triu(x), torch.triu, CUBE)
+row("cumsum", lambda x: np.cumsum(x, axis=1), lambda x: torch.cumsum(x, 1), CUBE)
+row("x.cumsum", lambda x: x.cumsum(), lambda x: torch.cumsum(x.ravel(), 0), X)
+row("amax amin", lambda x: np.amax(x, axis=0) + np.amin(x, axis=0), lambda x: x.amax(0) + x.amin(0), X)
+row("vecdot", lambda x, y: np.vecdot(x, y), torch.linalg.vecdot, X, Y)
+
 # -- indexing ----------------------------------------
 
 row("x[1:, ::-2]", lambda x: x[1:, ::-2], lambda x: torch.flip(x, (1,))[1:, ::2], X)

@@ -22,15 +22,14 @@ from dtrain.graph.plan import Bound, Plan
 from dtrain.graph.tensor import Graph, Tensor, active_graph, recording
 from dtrain.graph.tree import flatten, named_leaves, unflatten
 
-_STATICS = (bool, int, str, bytes, type(None), complex)
 _CACHES: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _CACHES_LOCK = threading.Lock()
 
 
 def _is_array(leaf: Any) -> bool:
-    if isinstance(leaf, np.ndarray):
-        return leaf.dtype != object and leaf.dtype.kind in "biuf"
-    return isinstance(leaf, np.generic | float | Tensor)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind in "biuf"
+    return isinstance(leaf, float | Tensor)
 
 
 def _check_differentiable(tree: Any, position: int) -> None:
@@ -164,14 +163,21 @@ def _key(kind: Any, args: Sequence[Any]) -> tuple[Any, list[Any]]:
     """Return the cache key of a call and its arrays in order."""
     arrays: list[Any] = []
     parts: list[Any] = []
-    for arg in args:
+    for position, arg in enumerate(args):
         leaves, structure = flatten(arg)
         parts.append(structure)
-        for leaf in leaves:
+        for k, leaf in enumerate(leaves):
             if _is_array(leaf):
                 arrays.append(leaf)
                 parts.append(("float",) if type(leaf) is float else (leaf.shape, leaf.dtype))
             else:
+                if type(leaf).__hash__ is None:
+                    name = named_leaves(arg)[k][0]
+                    what = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+                    raise TraceError(
+                        f"argument {position}{f' ({name})' if name else ''} is {what}: neither an array of real "
+                        "numbers nor a static value (hashable)"
+                    )
                 parts.append((type(leaf), leaf))
     context = current_context()
     parts.append(None if context is None else context.training)

@@ -35,7 +35,8 @@ def _branch_bind(out: np.ndarray, *terms: np.ndarray) -> Call:
     return partial(_branch_run, out, terms[0], terms[1], terms[2:])
 
 
-@primitive(shape=_branch_shape, bind=_branch_bind)
+# The plan takes the sum apart into running sums of two terms each, which may work in place.
+@primitive(shape=_branch_shape, bind=_branch_bind, is_elementwise=True)
 def branch_sum(g, out, *terms):
     """The sum of the gradients that meet where a value is used more than once, added left to right."""
     return (g,) * len(terms)

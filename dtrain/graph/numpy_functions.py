@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
-from dtrain.graph.ops import elementwise, indexing, linear, reduction, shape
+from dtrain.graph.ops import arrange, elementwise, indexing, linear, reduction, shape
 from dtrain.graph.primitive import PRIMITIVES, Ufunc
 from dtrain.graph.tensor import Tensor
 
@@ -49,6 +49,7 @@ UFUNCS[np.power] = elementwise.power
 UFUNCS[np.float_power] = _float_power
 UFUNCS[np.fabs] = elementwise.absolute
 UFUNCS[np.matmul] = linear.matmul
+UFUNCS[np.vecdot] = arrange.vecdot
 UFUNCS[np.conjugate] = lambda x: x
 
 REDUCTIONS.update(
@@ -64,6 +65,8 @@ FUNCTIONS.update(
         np.sum: reduction.sum,
         np.mean: reduction.mean,
         np.max: reduction.max,
+        np.amax: reduction.max,
+        np.amin: reduction.min,
         np.min: reduction.min,
         np.prod: reduction.prod,
         np.var: reduction.var,
@@ -93,6 +96,14 @@ FUNCTIONS.update(
         np.zeros_like: shape.zeros_like,
         np.ones_like: shape.ones_like,
         np.full_like: shape.full_like,
+        np.roll: arrange.roll,
+        np.flip: arrange.flip,
+        np.tile: arrange.tile,
+        np.repeat: arrange.repeat,
+        np.pad: arrange.pad,
+        np.tril: arrange.tril,
+        np.triu: arrange.triu,
+        np.cumsum: arrange.cumsum,
         np.take: indexing.take,
         np.take_along_axis: indexing.take_along_axis,
         np.dot: linear.dot,
@@ -133,6 +144,8 @@ METHODS.update(
         "astype": shape.astype,
         "copy": shape.copy,
         "take": indexing.take,
+        "cumsum": arrange.cumsum,
+        "repeat": arrange.repeat,
         "dot": linear.dot,
         "clip": elementwise.clip,
     }

@@ -69,6 +69,10 @@ class Plan:
         self._by_node: dict[int, Slot] = {}
         self._by_expression: dict[Any, Slot] = {}
         self._uses: dict[int, int] = {}
+        self._made: dict[int, int] = {}
+        self._after: dict[int, list[Step]] = {}
+        self._left_out: set[int] = set()
+        self._shared: set[int] = set()
         self._build()
         self._claim_outputs()
         self.arena_bytes, self.buffer_bytes = assign_memory(self.steps, self.slots)
@@ -116,10 +120,33 @@ class Plan:
         inputs = tuple([self._by_node[i.index] for i in node.inputs])
         if op is alias or op is stop or (op is cast and node.dtype == node.inputs[0].dtype):
             return inputs[0]
+        if op.name == "branch_sum":
+            return self._running_sum(inputs, node)
         turned = self._turned_product(node)
         if turned is not None:
             return turned
         return self._apply(op, node.static, inputs, node)
+
+    def _running_sum(self, terms: tuple[Slot, ...], node: Tensor) -> Slot:
+        """Add the terms left to right, each as soon as it is there: no more than two are alive at a time."""
+        assert node.op is not None
+        total = terms[0]
+        for term in terms[1:]:
+            key = (node.op.name, (), (total.position, term.position))
+            found = self._by_expression.get(key)
+            if found is None:
+                found = self._add(Slot(BUFFER, prototype(node.shape, node.dtype), node))
+                found.root = found
+                self._by_expression[key] = found
+                made = max(self._made_at(total), self._made_at(term))
+                self._made[found.position] = made
+                self._after.setdefault(made, []).append(Step(node.op, EMPTY, (total, term), found, node))
+            total = found
+        return total
+
+    def _made_at(self, slot: Slot) -> int:
+        """Return the number of the step after which the slot's memory is written; -1 for inputs and constants."""
+        return -1 if slot.root is None else self._made[slot.root.position]
 
     def _turned_product(self, node: Tensor) -> Slot | None:
         """(x @ y).T with no other use of x @ y is y.T @ x.T: the same product, written in the order that is wanted."""
@@ -132,12 +159,12 @@ class Plan:
         if x.ndim != 2 or y.ndim != 2 or product.index in {o.index for o in (*self.outputs, *self.inputs)}:
             return None
         slot = self._by_node[product.index]
-        # The product was planned just before (list order): take its step back.
-        position = next((i for i, step in enumerate(self.steps) if step.out is slot), None)
-        if position is None or slot.node is not product:
+        if slot.node is not product or slot.kind != BUFFER or slot.position in self._shared:
             return None
-        del self.steps[position]
-        self._by_expression = {k: s for k, s in self._by_expression.items() if s is not slot}
+        # The product was planned just before: leave its step out.
+        self._left_out.add(slot.position)
+        key = next(k for k, s in reversed(self._by_expression.items()) if s is slot)
+        del self._by_expression[key]
         a, b = self._by_node[x.index], self._by_node[y.index]
         return self._apply(matmul, EMPTY, (self._turn(b, node), self._turn(a, node)), node)
 
@@ -152,6 +179,7 @@ class Plan:
             key = (op.name, tuple(sorted(static.items())) if static else (), tuple([i.position for i in inputs]))
             slot = self._by_expression.get(key)
             if slot is not None:
+                self._shared.add(slot.position)
                 return slot
         slot = self._make(op, static, inputs, node)
         if not op.is_random:
@@ -171,6 +199,7 @@ class Plan:
         (shape, dtype) = op.infer([i.prototype for i in inputs], static)  # type: ignore[misc]
         slot = self._add(Slot(BUFFER, prototype(shape, dtype), node))
         slot.root = slot
+        self._made[slot.position] = len(self.steps)
         self.steps.append(Step(op, static, inputs, slot, node))
         return slot
 
@@ -230,7 +259,6 @@ class Plan:
 
     def _claim_outputs(self) -> None:
         self.output_slots: list[Slot] = []
-        after: dict[int, list[Step]] = {}
         for i, node in enumerate(self.outputs):
             slot = self._by_node[node.index]
             root = slot
@@ -243,13 +271,13 @@ class Plan:
             copied = self._add(Slot(BUFFER, prototype(node.shape, node.dtype), node))
             copied.root, copied.output = copied, i
             step = Step(copy_, EMPTY, (slot,), copied, node)
-            made = slot.root.position if slot.root is not None else -1
-            after.setdefault(made, []).append(step)
+            self._after.setdefault(self._made_at(slot), []).append(step)
             self.output_slots.append(copied)
-        steps = list(after.get(-1, []))
-        for step in self.steps:
-            steps.append(step)
-            steps.extend(after.get(step.out.position, []))
+        steps = list(self._after.get(-1, []))
+        for number, step in enumerate(self.steps):
+            if step.out.position not in self._left_out:
+                steps.append(step)
+            steps.extend(self._after.get(number, []))
         self.steps = steps
 
     # -- binding ------------------------------------------------------------------------------------------------------

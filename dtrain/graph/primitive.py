@@ -216,39 +216,43 @@ def promote(args: Sequence[Any]) -> Sequence[Any]:
             break
     else:
         return args
-    strong: list[Any] = []
-    weak: list[Any] = []
+    strong: list[np.dtype[Any]] = []
+    weak: list[type] = []
+    graph: Graph | None = None
     for a in args:
-        if isinstance(a, Tensor):
+        kind = a.__class__
+        if kind is Tensor:
+            graph = a.graph
             if a.weak:
                 weak.append(_WEAK[a.dtype.kind])
             else:
                 strong.append(a.dtype)
-        elif isinstance(a, bool | int | float | complex) and not isinstance(a, np.generic):
-            weak.append(a)
+        elif kind in _SCALARS:
+            weak.append(kind)
         else:
-            strong.append(np.asarray(a).dtype if not hasattr(a, "dtype") else a.dtype)
-    if not weak:
+            strong.append(a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype)
+    if not weak or not strong or graph is None:
         return args
-    if not strong:
-        return args
-    dtype = np.result_type(*strong, *weak)
+    dtype = _promoted(tuple(strong), tuple(weak))
     result: list[Any] = []
     for a in args:
-        if isinstance(a, Tensor):
-            if a.weak and a.dtype != dtype:
-                from dtrain.graph.ops.shape import astype
-
-                a = astype(a, dtype=dtype)
-            result.append(a)
-        elif isinstance(a, bool | int | float) and not isinstance(a, np.generic):
-            result.append(dtype.type(a))
-        else:
-            result.append(a)
+        kind = a.__class__
+        if kind in _SCALARS:
+            a = graph.scalar(a, dtype)
+        elif kind is Tensor and a.weak and a.dtype != dtype:
+            a = record(PRIMITIVES["cast"], (a,), {"dtype": dtype})
+            a.weak = False
+        result.append(a)
     return result
 
 
-_WEAK: dict[str, Any] = {"b": False, "i": 0, "u": 0, "f": 0.0, "c": 0j}
+_SCALARS = frozenset((bool, int, float))
+_WEAK: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
+
+
+@cache
+def _promoted(strong: tuple[np.dtype[Any], ...], weak: tuple[type, ...]) -> np.dtype[Any]:
+    return np.result_type(*strong, *[kind(0) for kind in weak])
 
 
 def as_tensor(x: Any, graph: Graph | None = None) -> Tensor:
@@ -277,7 +281,7 @@ def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
                 weak = False
         else:
             plain = True
-            if weak and not isinstance(a, bool | int | float):
+            if a.__class__ not in _SCALARS:
                 weak = False
     if graph is None:
         return op.evaluate([np.asarray(a) for a in args], static)

@@ -198,7 +198,8 @@ class Tensor(Operators):
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
         self._refuse(
-            "np.asarray()", "it would lose the gradient; keep NumPy functions on it, or read `.value` to look at it"
+            "np.asarray()",
+            "it would lose the gradient; use NumPy functions on it, np.stack for a list, or `.value` to look at it",
         )
 
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
@@ -291,6 +292,7 @@ class Graph:
         """When set, new nodes take this place instead of the caller's: the reverse sweep's nodes name the forward
         line."""
         self._constants: dict[Any, Tensor] = {}
+        self._scalars: dict[Any, Tensor] = {}
 
     def input(self, value: Any, name: str = "input", weak: bool = False) -> Tensor:
         """Append an input. `value` gives shape and dtype, and its reference is kept."""
@@ -321,6 +323,17 @@ class Graph:
                 )
             node = Tensor(self, None, (), EMPTY, value.shape, value.dtype, value, self.line or user_line(), "constant")
             self._constants[key] = node
+        return node
+
+    def scalar(self, value: Any, dtype: np.dtype[Any]) -> Tensor:
+        """Return the constant of a Python number in this dtype. As `constant`, but without making an array to find
+        it."""
+        key = (dtype, value)
+        node = self._scalars.get(key) if value else None  # 0.0 and -0.0 are equal keys
+        if node is None:
+            node = self.constant(dtype.type(value))
+            if value:
+                self._scalars[key] = node
         return node
 
     def forget_values(self) -> None:

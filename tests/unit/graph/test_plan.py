@@ -161,11 +161,41 @@ def test_every_branch_is_an_explicit_sum():
     assert len(branch.inputs) == 3
 
 
+def test_the_sum_at_a_branch_runs_along():
+    def f(w, x):
+        h = x
+        for _ in range(10):
+            h = np.tanh(h @ w)
+        return np.sum(h)
+
+    w, x = 0.1 * RNG.standard_normal((64, 64)), RNG.standard_normal((2, 64))
+    recorded = graph.trace(f, w, x)
+    gradients = graph.backward(recorded.outputs, None, recorded.inputs[:1])
+    plan = graph.Plan(recorded.inputs, gradients)
+    assert names(plan).count("branch_sum") == 9
+    # The ten terms of w's gradient are 32 KiB each; two of them are alive at a time.
+    assert plan.arena_bytes < 3 * w.nbytes
+    bound = plan.bind([w, x])
+    bound.run()
+    np.testing.assert_array_equal(bound.outputs[0], gradients[0].value)
+
+
 def test_a_transposed_operand_reaches_blas_as_a_view():
     recorded = graph.trace(lambda x, w: np.sum(x @ w.T * (x @ w.T)), np.ones((3, 4)), np.ones((2, 4)))
     gradients = graph.backward(recorded.outputs, None, recorded.inputs)
     plan = graph.Plan(recorded.inputs, gradients)
     assert "copy" not in names(plan)  # neither w.T nor the gradient of w, which is the transpose of one of w.T
+
+
+def test_a_product_that_is_used_turned_and_unturned_stays():
+    def f(x, w):
+        return (x @ w).T, (x @ w) + 1.0, (x @ w).T * 2.0
+
+    x, w = RNG.standard_normal((3, 4)), RNG.standard_normal((4, 2))
+    bound = plan_of(f, x, w).bind([x, w])
+    bound.run()
+    for ours, theirs in zip(bound.outputs, f(x, w), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-14)
 
 
 def test_the_bias_gradient_is_one_sum_over_axis_0():
