@@ -144,6 +144,7 @@ def _member(file: IO[bytes], archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
         return _map(file, start, start + member.file_size)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _FaultError(f"is compressed by method {member.compress_type}, which NumPy does not write")
+    # Reading to the end, as the loop below does, has zipfile compare the checksum.
     with archive.open(member) as stream:
         shape, is_fortran, dtype = _header(stream, member.file_size)
         array = np.empty(shape, dtype, order="F" if is_fortran else "C")
@@ -155,7 +156,6 @@ def _member(file: IO[bytes], archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
                 raise _FaultError("is cut short")
             rest[: chunk.size] = chunk
             rest = rest[chunk.size :]
-        stream.read(1)  # the checksum is compared when the end is met
     return array
 
 

@@ -158,6 +158,23 @@ def test_a_header_that_declares_more_than_there_is_takes_no_memory(tmp_path):
     refused(lambda: make_source("npz", tmp_path, train="x.npz"), "data.train", "x.npz has a member 'x' that", *words)
 
 
+def test_a_member_that_is_not_where_the_directory_says(tmp_path):
+    np.savez(tmp_path / "a.npz", x=x)
+    data = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(data.replace(b"PK\x03\x04", b"PK\x03\x05"))
+    refused(lambda: make_source("npz", tmp_path, train="a.npz"), "a member 'x' that is not where the directory says")
+
+
+def test_a_member_that_would_reach_beyond_the_file(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(10, np.uint8))
+    data = bytearray((tmp_path / "a.npz").read_bytes().replace(b"(10,), }  ", b"(9999,), }"))
+    directory = data.index(b"PK\x01\x02")
+    (size,) = struct.unpack_from("<I", data, directory + 24)
+    struct.pack_into("<2I", data, directory + 20, size + 9989, size + 9989)
+    (tmp_path / "a.npz").write_bytes(data)
+    refused(lambda: make_source("npz", tmp_path, train="a.npz"), "a.npz has a member 'x' that is cut short")
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_objects_are_never_unpickled(tmp_path, compressed):
     class Bomb:

@@ -189,8 +189,8 @@ class TestGather:
 
         memory = np.zeros(8 * 1_000_000 + 1, np.uint8)
         data = {"x": memory[1:].view(np.float64).reshape(-1, 10)}
-        out = {"x": np.empty((4, 10))}
-        indices = np.arange(4)
+        out = {"x": np.empty((1000, 10))}
+        indices = np.arange(1000)
         gather(data, indices, out)
         tracemalloc.start()
         gather(data, indices, out)
