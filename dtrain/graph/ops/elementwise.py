@@ -321,7 +321,7 @@ def _same_as_first(x: Any, *others: Any, **static: Any) -> tuple[Shape, np.dtype
 
 
 def _relu_bind(out: np.ndarray, x: np.ndarray) -> Call:
-    return partial(np.maximum, x, out.dtype.type(0), out=out)
+    return partial(np.maximum, x, np.zeros((), out.dtype), out=out)
 
 
 @primitive(shape=_same_as_first, bind=_relu_bind, is_elementwise=True)
@@ -342,8 +342,8 @@ def _sigmoid_run(out: np.ndarray, x: np.ndarray, limit: Any, one: Any) -> None:
 
 
 def _sigmoid_bind(out: np.ndarray, x: np.ndarray) -> Call:
-    dtype = out.dtype.type
-    return partial(_sigmoid_run, out, x, np.floor(np.log(np.finfo(dtype).max)), dtype(1))
+    limit = np.array(np.floor(np.log(np.finfo(out.dtype).max)), out.dtype)
+    return partial(_sigmoid_run, out, x, limit, np.ones((), out.dtype))
 
 
 def _float_of_first(x: Any, **static: Any) -> tuple[Shape, np.dtype[Any]]:
@@ -395,7 +395,7 @@ def _where_bind(out: np.ndarray, mask: np.ndarray, x: np.ndarray, y: np.ndarray)
     other = y if kept is x else x
     bits = _BITS.get(out.dtype.itemsize)
     if bits is not None and _is_zero(other) and kept.dtype == out.dtype and out.dtype.kind in "fi":
-        return partial(run, out.view(bits), kept.view(bits), mask.view(np.int8), bits.type(constant))
+        return partial(run, out.view(bits), kept.view(bits), mask.view(np.int8), np.array(constant, bits))
     return partial(_where_run, out, mask, x, y)
 
 
@@ -454,7 +454,7 @@ _POWERS: dict[float, Any] = {
 
 
 def _constant_power_bind(out: np.ndarray, x: np.ndarray, *, p: float) -> Call:
-    return partial(np.power, x, x.dtype.type(p), out)
+    return partial(np.power, x, np.array(p, x.dtype), out)
 
 
 @primitive(shape=_same_as_first, bind=_constant_power_bind, is_elementwise=True)
@@ -485,8 +485,7 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: 
 
 
 def _clamp_bind(out: np.ndarray, x: np.ndarray, *, low: float, high: float) -> Call:
-    dtype = out.dtype.type
-    return partial(np.clip, x, dtype(low), dtype(high), out)
+    return partial(np.clip, x, np.array(low, out.dtype), np.array(high, out.dtype), out)
 
 
 @primitive(shape=_same_as_first, bind=_clamp_bind, is_elementwise=True)

@@ -9,12 +9,13 @@ from dtrain import graph
 
 
 def random_function(rng, size):
-    """Return a function of three square matrices made of `size` random operations over everything made so far."""
+    """Return a function of three square matrices, made of `size` random operations."""
     one = [np.tanh, np.sin, lambda a: a.T, lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: np.maximum(a, 0),
            lambda a: a.reshape(-1).reshape(a.shape), lambda a: np.roll(a, 1, 0), lambda a: a * 0.5, graph.sigmoid,
            lambda a: np.broadcast_to(a[:1], a.shape), lambda a: a - np.mean(a, axis=1, keepdims=True),
            lambda a: np.max(a, axis=0) + a, lambda a: np.where(a > 0, a, 0.0), lambda a: np.where(a > 0, 0.0, a),
-           lambda a: np.expand_dims(a, 0)[0], lambda a: a[np.array([1, 0, 1, 2])], lambda a: np.cumsum(a, 0) / 4]  # fmt: skip
+           lambda a: np.expand_dims(a, 0)[0], lambda a: a[np.array([1, 0, 1, 2])],
+           lambda a: np.cumsum(a, 0) / 4]  # fmt: skip
     two = [np.add, np.subtract, np.multiply, lambda a, b: np.tanh(a @ b), lambda a, b: a.T @ b / 4, np.maximum,
            lambda a, b: np.where(a > b, a, b), lambda a, b: np.concatenate([a[:2], b[:2]]),
            lambda a, b: (a @ b.T).T / 4]  # fmt: skip
