@@ -10,6 +10,7 @@ import typer
 
 from dtrain import __version__
 from dtrain.errors import InputError
+from dtrain.jobs.build import build
 from dtrain.jobs.run import resume_job, run_job
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import json_schema, load_spec
@@ -41,9 +42,10 @@ def run(
     """Train a job on this machine."""
     count = _workers(workers)
     job = load_spec(spec, overrides or [])
+    program = build(job)
     directory = RunDirectory.create(job.name, path=run_dir)
     directory.write_job(job)
-    _finish(run_job(job, directory, workers=count, zygote=context.obj, is_quiet=quiet, on_start=_say), as_json)
+    _finish(run_job(job, program, directory, workers=count, zygote=context.obj, is_quiet=quiet, on_start=_say), as_json)
 
 
 @app.command()

@@ -66,6 +66,11 @@ def anonymous_file(size: int) -> int:
     return fd
 
 
+def words(array: NDArray[np.int64]) -> memoryview[int]:
+    """The flat words of a contiguous int64 array; reading one costs a third of indexing the array."""
+    return array.reshape(-1).data.cast("B").cast("q")
+
+
 class RunMemory:
     """Arrays over the shared memory of a run. ``RunMemory(d)`` makes it, ``RunMemory(d, fd)`` maps an existing one."""
 
@@ -111,9 +116,7 @@ class RunMemory:
         self.state: NDArray[np.generic] = arrays["state"]
         self.total: NDArray[np.generic] = arrays["total"]
         self.gradients: NDArray[np.generic] = arrays["gradients"][:, : layout.size]
-        # Plain memoryviews: reading one word costs a third of indexing an array.
-        self.header_words = memoryview(self.header).cast("B").cast("q")
-        self.arrived_words = memoryview(self.arrived).cast("B").cast("q")
+        self.header_words, self.arrived_words = words(self.header), words(self.arrived)
 
     def close(self) -> None:
         """Give the descriptor back; the mapping goes when the last array over it does."""

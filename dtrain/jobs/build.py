@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,27 +121,30 @@ def _load_file(path: Path) -> ModuleType:
     name = f"dtrain_model_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None
-    assert specification.loader is not None
+    loader = specification.loader
+    assert loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
-    return _run(path.name, lambda: specification.loader.exec_module(module) or module)  # type: ignore[union-attr]
+    _run(path.name, lambda: loader.exec_module(module))
+    return module
 
 
 def _load_module(name: str, spec: JobSpec) -> ModuleType:
     if spec.base_dir not in sys.path:
         sys.path.insert(0, spec.base_dir)
-    return _run(name, lambda: importlib.import_module(name))
+    _run(name, lambda: importlib.import_module(name))
+    return sys.modules[name]
 
 
-def _run(name: str, load: Any) -> ModuleType:
+def _run(name: str, load: Callable[[], object]) -> None:
+    """Import the user's code; an error in it is theirs, told in one line with the innermost line of their file."""
     try:
-        module: ModuleType = load()
+        load()
     except Exception as error:
         line = ""
         trace = error.__traceback__
         while trace is not None:
-            if name.rsplit(".", 1)[0] in trace.tb_frame.f_code.co_filename:
+            if name.removesuffix(".py").rsplit(".", 1)[-1] in trace.tb_frame.f_code.co_filename:
                 line = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
             trace = trace.tb_next
         raise InputError(f"model.entry: {name} cannot be imported: {type(error).__name__}: {error}{line}") from error
-    return module

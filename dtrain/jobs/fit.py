@@ -140,7 +140,7 @@ def fit(
 
 
 def _optimizer_spec(optimizer: str | Mapping[str, Any], lr: float | None) -> OptimizerSpec:
-    given = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
+    given: dict[str, Any] = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
     if lr is not None:
         given["lr"] = lr
     given.setdefault("lr", 1e-3)

@@ -43,14 +43,20 @@ class LocalLauncher:
 
     def kill(self, worker: int) -> None:
         # SIGKILL ends a stopped process too, without running another of its instructions.
-        pid = self._homes[worker].pid(worker)
+        pid = self.pid(worker)
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def pid(self, worker: int) -> int | None:
-        """The process number of a worker."""
-        return self._homes[worker].pid(worker)
+        """The process number of a worker; None if there is no such worker any more."""
+        home = self._homes.get(worker)
+        return None if home is None else home.pid(worker)
+
+    @property
+    def zygote_pid(self) -> int:
+        """The process number of the prepared process."""
+        return self._zygote.process_id
 
     def close(self) -> None:
         for worker in list(self._homes):

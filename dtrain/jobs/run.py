@@ -37,6 +37,7 @@ def worker_count(workers: int | str) -> int:
 
 def run_job(
     spec: JobSpec,
+    program: Program,
     directory: RunDirectory,
     *,
     workers: int | str | None = None,
@@ -45,12 +46,13 @@ def run_job(
     is_quiet: bool = False,
     on_start: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Run a job in its run directory, from its newest valid checkpoint if ``is_resumed``; return result.json's content.
+    """Run a job in its run directory, from its newest valid checkpoint if ``is_resumed``; return what
+    result.json holds.
 
-    ``workers`` overrides the spec. ``on_start`` is told one line when the run begins. Raises DtrainError for a job that
+    ``program`` is what `build` made of ``spec``, before a directory was made for a job that cannot start. ``workers``
+    overrides the spec. ``on_start`` is told one line when the run begins. Raises DtrainError for a job that
     cannot start; an error of a run that has started is in the result.
     """
-    program = build(spec)
     settings = run_settings(spec, program, worker_count(spec.workers if workers is None else workers))
     with directory, one_blas_thread():
         numerics = numerics_class()
@@ -193,8 +195,10 @@ def resume_job(
         raise InputError(
             f"{path}: has succeeded already; see {directory.result_file.name}, or start it anew with dtrain run"
         )
+    spec = directory.read_job()
     return run_job(
-        directory.read_job(),
+        spec,
+        build(spec),
         directory,
         workers=workers,
         zygote=zygote,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 from dtrain.errors import DtrainError
@@ -65,14 +66,14 @@ class Watcher(Observer):
 
     def _write(self, record: StepRecord | EvalRecord) -> None:
         if self._log is not None:
-            self._guarded(lambda: self._log.append(record))  # type: ignore[union-attr]
+            self._guarded(partial(self._log.append, record))
         if self._progress is not None:
             self._progress.update(record)
 
     def _event(self, kind: str, **details: Any) -> None:
         if self._directory is not None:
             with self._lock:
-                self._guarded(lambda: self._directory.append_event(kind, **details))  # type: ignore[union-attr]
+                self._guarded(partial(self._directory.append_event, kind, **details))
 
     def _guarded(self, write: Any) -> None:
         try:

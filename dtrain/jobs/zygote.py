@@ -42,6 +42,10 @@ class Zygote:
         )
         there.close()
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def fork(self, worker: int, fds: list[int]) -> None:
         """Ask for a worker that gets these descriptors. Raises OSError if the zygote is gone."""
         with self._lock:

@@ -118,7 +118,6 @@ class Outcome:
     seconds: float = 0.0
     restarts: int = 0
     error: DtrainError | None = None
-    first_step_at: float | None = None  # time.monotonic() of the first committed step
 
 
 class Service:
@@ -174,11 +173,20 @@ class Service:
         self._last_loss: float | None = None
         self._lost = 0
         self._finish: c.Finish | None = None
-        self._first_step_at: float | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._is_stop_requested = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the run has not yet come to its end."""
+        return self._finish is None
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The workers of the current generation that are alive, in the order of their ranks."""
+        return tuple(w for w in self._members if w in self._channels)
 
     def request_stop(self) -> None:
         """Ask for an orderly stop at the end of the step; safe in a signal handler."""
@@ -233,7 +241,7 @@ class Service:
             self._at_rest.add(worker)
         match message["type"]:
             case "joined":
-                self._observer.event("worker_joined", f"worker {worker} joined", worker=worker)
+                self._observer.event("worker_joined", f"worker {worker} joined", worker=worker, pid=message["pid"])
                 self._handle(c.Joined(worker, message["numerics"]))
             case "halted":
                 self._handle(c.WorkerHalted(worker, message["generation"]))
@@ -406,8 +414,8 @@ class Service:
                     digest=self._chain,
                 )
             )
-        if upto > self._drained and self._first_step_at is None:
-            self._first_step_at = time.monotonic()
+        if upto > self._drained == self._first_step:
+            self._observer.event("first_step", f"step {self._first_step} is committed", step=self._first_step)
         self._drained = max(self._drained, upto)
 
     def _parameter_norms(self, slot: int, samples: int) -> dict[str, float]:
@@ -502,7 +510,6 @@ class Service:
             seconds=seconds,
             restarts=self._lost,
             error=self._finish.error,
-            first_step_at=self._first_step_at,
         )
 
     def _settle(self) -> int:

@@ -7,7 +7,7 @@ rank. The graph is traced once per number of samples; its plan is bound once per
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,8 @@ class Batch:
     def fill(self, indices: NDArray[np.int64]) -> None:
         """Gather these samples into the buffers; nothing is allocated."""
         gather(self._sources, indices, self._raw)
-        for raw, cast in self._casts:
-            np.copyto(cast, raw, casting="same_kind")
+        for raw, converted in self._casts:
+            np.copyto(converted, raw, casting="same_kind")
 
 
 class _Signature:
@@ -84,9 +84,9 @@ def _summed(loss: Any, size: int) -> Tensor:
     if loss.dtype.kind != "f":
         raise InputError(f"loss: expected float values, got {loss.dtype}")
     if loss.shape == (size,):
-        return np.sum(loss)  # type: ignore[return-value]
+        return cast(Tensor, loss.sum())
     if loss.shape == ():
-        return loss * loss.dtype.type(size)
+        return cast(Tensor, loss * loss.dtype.type(size))
     raise ShapeError(f"loss: expected a value per sample ({size},) or a scalar, got shape {loss.shape}")
 
 

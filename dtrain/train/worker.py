@@ -11,6 +11,7 @@ step is committed. A worker writes nothing that belongs to another one.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from time import perf_counter
@@ -21,7 +22,7 @@ import numpy as np
 from dtrain.comm.barrier import Barrier, Halted
 from dtrain.comm.channel import Channel, ChannelClosed, Message
 from dtrain.comm.layout import split_evenly
-from dtrain.comm.memory import BEATS, GRADIENTS, GRANTED, HALT, RING, ROW_WORDS, SUMMED, UPDATED, RunMemory
+from dtrain.comm.memory import BEATS, GRADIENTS, GRANTED, HALT, RING, ROW_WORDS, SUMMED, UPDATED, RunMemory, words
 from dtrain.comm.reduce import SliceSum
 from dtrain.errors import DtrainError
 from dtrain.train.numerics import numerics_class
@@ -45,7 +46,7 @@ class Worker:
             program, self.memory = prepare()
             self.shards = ShardRunner(program, self.memory)
             self.settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
-            self._channel.send({"type": "joined", "numerics": numerics_class()})
+            self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid()})
             with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
                 while True:
                     message = self._message or self._channel.receive()
@@ -143,7 +144,7 @@ class Member:
         self._memory, self._settings = memory, worker.settings
         self._runner, self._sampler = worker.shards, worker.shards.sampler
         self._last_wait = 0.0
-        self._shard_done = memoryview(memory.shard_done).cast("B").cast("q")
+        self._shard_done = words(memory.shard_done)
 
     def run(self, step: int, shards: tuple[int, ...]) -> bool:
         """Run one step; False if it was stopped because its gradient is not finite. Raises Halted."""

@@ -1,0 +1,110 @@
+"""A bomb that travels with the program into the workers and kills one of them in the middle of a phase, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtrain.comm.threads import one_blas_thread
+from dtrain.jobs.build import build
+from dtrain.jobs.local import LocalLauncher
+from dtrain.jobs.payload import program_payload
+from dtrain.train.numerics import numerics_class
+from dtrain.train.service import RunSettings, Service, max_workers
+
+STEP = 5
+
+
+@dataclass(frozen=True)
+class Bomb:
+    """Stands where the metrics of a program are; being unpickled in a worker plants it there."""
+
+    phase: str
+    rank: int
+    fuse: str  # this file is made by the one worker that dies
+    metrics: Any
+
+    def __call__(self, params, batch):
+        return self.metrics(params, batch)
+
+    def __reduce__(self):
+        return plant, (self.phase, self.rank, self.fuse, self.metrics)
+
+
+def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
+    """Put a death into this process: at step STEP, on this rank, in the middle of this phase."""
+    from dtrain.comm.reduce import SliceSum
+    from dtrain.train.shard import ShardRunner
+    from dtrain.train.update import SliceUpdate
+    from dtrain.train.worker import Member
+
+    here: dict[str, int] = {}
+
+    def die() -> None:
+        if (here["step"], here["rank"]) == (STEP, rank):
+            try:
+                os.close(os.open(fuse, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run, gather, add, update = Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update
+
+    def noted_run(self, step, shards):
+        here.update(step=step, rank=self.rank, shards=0)
+        return run(self, step, shards)
+
+    def deadly_gather(self, step, shard):
+        here["shards"] += 1
+        if phase == "gradients" and here["shards"] == 3:  # two shards are done, and are kept
+            die()
+        return gather(self, step, shard)
+
+    def deadly_sum(self, present, squares):
+        if phase == "sum" and (here["step"], here["rank"]) == (STEP, rank):
+            self._total[: self._total.size // 2] = np.nan  # a sum that is half done
+            die()
+        return add(self, present, squares)
+
+    def deadly_update(self, start, step, decision):
+        if phase == "update" and (here["step"], here["rank"]) == (STEP, rank):
+            rule = self._settings.rule
+
+            class HalfDone(type(rule)):
+                def update(self, parameter, gradient, state, coefficients, scratch):
+                    rule.update(parameter, gradient, state, coefficients, scratch)
+                    half = parameter.size // 2
+                    parameter[half:] = np.nan
+                    for block in state:
+                        block[:half] = np.nan
+                    die()
+                    raise AssertionError("should be dead")
+
+            self._settings = replace(self._settings, rule=HalfDone(**vars(rule)))
+        return update(self, start, step, decision)
+
+    Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update = (  # type: ignore[method-assign]
+        noted_run,
+        deadly_gather,
+        deadly_sum,
+        deadly_update,
+    )
+    return Bomb(phase, rank, fuse, metrics)
+
+
+def run(spec, phase: str, rank: int, workers: int = 2):
+    """Train with the bomb planted; return the outcome and whether it went off."""
+    with tempfile.TemporaryDirectory() as folder:
+        fuse = str(Path(folder, "fuse"))
+        program = build(spec)
+        program = replace(program, metrics=Bomb(phase, rank, fuse, program.metrics))
+        launcher = LocalLauncher(program_payload(program, max_workers(workers)))
+        with one_blas_thread():
+            outcome = Service(program, RunSettings(workers, checkpoint_seconds=0.0), launcher, numerics_class()).run()
+        return outcome, os.path.exists(fuse)

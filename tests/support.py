@@ -1,0 +1,111 @@
+"""What the process tests share: running the command, finding its processes, and looking for what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dtrain.comm.threads import one_blas_thread
+from dtrain.jobs.build import build
+from dtrain.jobs.payload import spec_payload
+from dtrain.jobs.run import make_launcher
+from dtrain.jobs.spec import JobSpec, parse_spec
+from dtrain.train.numerics import numerics_class
+from dtrain.train.service import Observer, Outcome, RunSettings, Service
+
+ROOT = Path(__file__).resolve().parents[1]
+
+DIGITS: dict[str, Any] = {
+    "name": "digits",
+    "model": {"name": "mlp", "hidden": [48, 32], "dropout": 0.2},
+    "data": {"name": "digits"},
+    "optimizer": {"name": "adam", "lr": 2e-3, "clip_norm": 1.0},
+    "batch": 128,  # 1437 samples: the last batch of an epoch has 29
+    "shards": 8,
+    "epochs": 3,
+}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of `dtrain`, in this interpreter."""
+    return [sys.executable, "-c", "from dtrain.cli import main; main()", *map(str, arguments)]
+
+
+def dtrain(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def result_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def steps_of(run_dir: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["type"] == "step"]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Poll until ``condition`` holds and return its value; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not reached in {seconds} s")
+        time.sleep(0.005)
+    return value
+
+
+@contextmanager
+def nothing_left_behind(*directories: Path) -> Iterator[None]:
+    """Fail if a process, an entry of /dev/shm or a temporary file is there afterwards that was not there before."""
+
+    def processes() -> set[int]:
+        return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
+
+    def shared() -> set[str]:
+        return set(os.listdir("/dev/shm"))
+
+    before, entries = processes(), shared()
+    yield
+    wait_until(lambda: not processes() - before, 10.0)
+    assert shared() <= entries
+    for directory in directories:
+        left = [p.name for p in directory.rglob("*") if p.name.startswith(".") or p.suffix == ".tmp"]
+        assert left == []
+
+
+def spec_of(**changes: Any) -> JobSpec:
+    """The small digits job with some keys changed; keys with a dot go into sections."""
+    overrides = [f"{k.replace('__', '.')}={json.dumps(v)}" for k, v in changes.items()]
+    return parse_spec(DIGITS, overrides=overrides)
+
+
+def train(spec: JobSpec, workers: int, observer: Observer | None = None, **settings: Any) -> Outcome:
+    """Train a spec without a run directory; 0 workers is a thread of this process."""
+    service, _ = service_of(spec, workers, observer, **settings)
+    with one_blas_thread():
+        return service.run()
+
+
+def service_of(spec: JobSpec, workers: int, observer: Observer | None = None, **settings: Any) -> tuple[Service, Any]:
+    """A service that is ready to run, and its launcher."""
+    program = build(spec)
+    settings = {"checkpoint_seconds": 0.0, **settings}
+    launcher = make_launcher(program, workers, None, lambda m: spec_payload(spec, m))
+    with one_blas_thread():
+        numerics = numerics_class()
+    return Service(program, RunSettings(workers, **settings), launcher, numerics, observer=observer), launcher
