@@ -121,9 +121,12 @@ def gather(
                     f"gather of {name!r}: expected a buffer {array.dtype.name} {(len(indices), *array.shape[1:])}, "
                     f"got {target.dtype.name} {target.shape}"
                 )
-        # Rows as bytes: np.take would first copy the whole of an array whose items are not aligned, as are those of a
-        # memory-mapped zip member. `clip` because the default mode writes through a buffer; the indices are valid.
-        np.take(_rows(array), indices, axis=0, out=_rows(target), mode="clip")
+        # `clip` because the default mode writes through a buffer; the indices are valid.
+        if array.flags.c_contiguous and array.flags.aligned:
+            array.take(indices, 0, target, "clip")
+        else:
+            # The items of a memory-mapped zip member may be unaligned; then `take` would first copy the whole array.
+            _rows(array).take(indices, 0, _rows(target), "clip")
         result[name] = target
     return result
 
