@@ -37,11 +37,14 @@ SOURCES: dict[str, Entry] = {
 def make_source(name: str, base_dir: str | os.PathLike[str] = ".", check: bool = True, **options: Any) -> Source:
     """The source of that name; relative paths in its options start from ``base_dir``, the directory of the job's file.
 
-    With ``check`` every float is read once to find nan and infinity: for the process that starts a job, not for its
-    workers. Raises ``InputError`` for a name, an option, a value or a file that does not exist or fit.
+    With ``check`` every float is read once to find nan and infinity; ``check: false`` in a spec leaves it out, for files
+    so large that this takes long, and so should the workers of a job. Raises ``InputError`` for a name, an option, a
+    value or a file that does not exist or fit.
     """
     if name not in SOURCES:
         raise unknown_name("data.name", "data source", name, SOURCES)
+    if not isinstance(check, bool):
+        raise InputError(f"data.check: expected true or false, got {check!r}; correct the key")
     entry = SOURCES[name]
     known = [*entry.paths, *(f.name for f in fields(entry.options))]
     for option in options:

@@ -25,6 +25,7 @@ from dtrain.errors import InputError
         ("spiral", {"seed": -1}, "data.seed: expected a number at least 0"),
         ("spiral", {"classes": "three"}, "data.classes: expected a whole number, got 'three'"),
         ("blobs", {"samples": 10, "held_out": 10}, "data.held_out: expected fewer than the 10 samples, got 10"),
+        ("digits", {"check": "no"}, "data.check: expected true or false, got 'no'"),
         ("synthetic", {"shape": 784}, "data.shape: expected a list, got 784"),
         ("synthetic", {"shape": [4, 0]}, "data.shape: expected a number at least 1, got 0"),
     ],
