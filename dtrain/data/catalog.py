@@ -37,7 +37,7 @@ SOURCES: dict[str, Entry] = {
 def make_source(name: str, base_dir: str | os.PathLike[str] = ".", check: bool = True, **options: Any) -> Source:
     """The source of that name; relative paths in its options start from ``base_dir``, the directory of the job's file.
 
-    With ``check`` every float is read once to find nan and infinity; ``check: false`` in a spec leaves it out, for files
+    With ``check`` every float is read once to find nan and infinity; ``check: false`` in a spec omits it, for files
     so large that this takes long, and so should the workers of a job. Raises ``InputError`` for a name, an option, a
     value or a file that does not exist or fit.
     """
