@@ -46,9 +46,13 @@ def decide(settings: Settings, squares: NDArray[np.float64], losses: NDArray[np.
 
     The norm is that of the mean gradient over ``samples``. ``math.fsum`` is exact, so its order does not matter.
     """
+    not_finite = Decision("skip" if settings.on_nonfinite == "skip" else "stop", math.nan, 1.0, 0.0)
     if not (np.isfinite(squares).all() and np.isfinite(losses).all()):
-        return Decision("skip" if settings.on_nonfinite == "skip" else "stop", math.nan, 1.0, 0.0)
-    norm = math.sqrt(math.fsum(squares.tolist())) / samples
+        return not_finite
+    try:
+        norm = math.sqrt(math.fsum(squares.tolist())) / samples
+    except OverflowError:  # float64 gradients: each square is finite, their sum is not
+        return not_finite
     clip = 1.0 if settings.clip_norm is None else clip_scale(norm, settings.clip_norm)
     return Decision("update", norm, clip, clip / samples)
 
