@@ -259,7 +259,7 @@ class Coordinator:
             case Failed(_, error):
                 self._finish("failed", error)
             case WorkerHalted(worker, generation):
-                if generation == self.generation and self.workers[worker].status is Status.HALTING:
+                if generation == self.generation and self._is(worker, Status.HALTING):
                     self.workers[worker].status = Status.READY
             case Recovered(committed, done):
                 self._commit(committed, now)
@@ -283,6 +283,8 @@ class Coordinator:
         self._next_worker += 1
 
     def _join(self, worker: int, numerics: Mapping[str, str], now: float) -> None:
+        if not self._is(worker, Status.STARTING):  # it died or is told to die, and its word comes late
+            return
         expected = self.policy.numerics
         different = [k for k in sorted({*expected, *numerics}) if expected.get(k) != numerics.get(k)]
         if different:
@@ -295,7 +297,7 @@ class Coordinator:
                     "NumPy, BLAS and number of threads"
                 ),
             )
-        elif self.workers[worker].status is Status.STARTING:
+        else:
             self.workers[worker] = Worker(Status.READY, now)
 
     def _lose(self, worker: int, reason: str, now: float) -> None:
@@ -425,7 +427,9 @@ class Coordinator:
         policy = self.policy
         if self._is_stopping or any(w.status is Status.READY for w in self.workers.values()):
             return
-        if policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds:
+        # Without a step since the last checkpoint there is nothing to keep, and to wait for it would be for ever.
+        is_newer = self.granted > self._snapshot_step
+        if is_newer and policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds:
             return
         ahead = policy.max_ahead
         if self._pace > 0.0:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dtrain.comm.layout import BLOCK, Layout
-from dtrain.comm.memory import BEATS, BLOCKS_DONE, RING, ROW_WORDS, UPDATE_STEP, Dimensions, RunMemory
+from dtrain.comm.memory import BEATS, BLOCKS_DONE, RING, UPDATE_STEP, Dimensions, RunMemory
 from dtrain.optim import make_rule
 from dtrain.optim.rule import Rule
 from dtrain.train.update import Decision, Settings, SliceUpdate, decide
