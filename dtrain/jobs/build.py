@@ -23,9 +23,15 @@ from dtrain.optim.schedules import Schedule
 from dtrain.train.program import Program
 
 
-def build(spec: JobSpec) -> Program:
-    """Make the program of a spec. Raises InputError, one line a mistake."""
-    source = make_source(spec.data.name, base_dir=Path(spec.base_dir), **spec.data.options)
+def build(spec: JobSpec, check: bool = True) -> Program:
+    """Make the program of a spec. Raises InputError, one line a mistake.
+
+    Without ``check`` the content of data files is taken as it is: the coordinator has looked already.
+    """
+    options = {"dtype": spec.dtype, **spec.data.options}
+    if "base_dir" in options or "check" in options:
+        raise InputError("data: expected the options of a source, got base_dir or check; remove the key")
+    source = make_source(spec.data.name, base_dir=Path(spec.base_dir), check=check, **options)
     steps_per_epoch = -(-source.n // spec.batch)
     steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * steps_per_epoch
     rule, schedule = optimizer_of(spec.optimizer, steps)

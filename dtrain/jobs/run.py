@@ -76,7 +76,8 @@ def run_job(
             )
             on_start(_start_line(spec, settings, program, directory, restore.step if restore else None))
             if restore is not None and restore.message:
-                watcher.event("restored", restore.message)
+                on_start(restore.message)
+                watcher.event("checkpoint_damaged", restore.message)
             with _endpoint(spec, watcher, directory), stop_on_signals(service) as stopped_by:
                 outcome = service.run()
         finally:

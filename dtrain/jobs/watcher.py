@@ -50,7 +50,7 @@ class Watcher(Observer):
 
     def event(self, kind: str, text: str, **details: Any) -> None:
         self._event(kind, text=text, **details)
-        if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed", "restored"):
+        if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed"):
             self._progress.note(text)
 
     def flush(self) -> None:
