@@ -54,6 +54,8 @@ class _Signature:
         with step_context(program.seed, step, shard, training=True), recording(graph):
             self._loss = _summed(program.loss(unflatten(runner.structure, parameters), samples), size)
             gradients = backward([self._loss], None, parameters)
+            if all(g.is_constant for g in gradients):
+                raise InputError("loss: its value does not depend on params; there is nothing to learn")
             gradients = [g if g.dtype == program.dtype else g.astype(program.dtype) for g in gradients]
         self.key = step_key(program.seed, step, shard)
         key = [] if graph.key is None else [graph.key]
@@ -79,7 +81,7 @@ def _summed(loss: Any, size: int) -> Tensor:
     if not isinstance(loss, Tensor):
         raise InputError(
             f"loss: expected a value computed from params with NumPy, got {type(loss).__name__} that does not "
-            "depend on them"
+            "depend on params"
         )
     if loss.dtype.kind != "f":
         raise InputError(f"loss: expected float values, got {loss.dtype}")
