@@ -54,7 +54,7 @@ class _Signature:
         with step_context(program.seed, step, shard, training=True), recording(graph):
             self._loss = _summed(program.loss(unflatten(runner.structure, parameters), samples), size)
             gradients = backward([self._loss], None, parameters)
-            if all(g.is_constant for g in gradients):
+            if not _depends(self._loss, parameters):
                 raise InputError("loss: its value does not depend on params; there is nothing to learn")
             gradients = [g if g.dtype == program.dtype else g.astype(program.dtype) for g in gradients]
         self.key = step_key(program.seed, step, shard)
@@ -74,6 +74,17 @@ class _Signature:
             outputs = [self.loss, *runner.layout.views(runner.memory.gradients[shard])]
             bound = self._bound[shard] = self._plan.bind(self._inputs, outputs, self._arena)
         return bound
+
+
+def _depends(result: Tensor, on: list[Tensor]) -> bool:
+    """Whether a value was computed from any of these inputs."""
+    wanted, seen, stack = {t.index for t in on}, set(), [result]
+    while stack:
+        node = stack.pop()
+        if node.index not in seen:
+            seen.add(node.index)
+            stack.extend(node.inputs)
+    return bool(wanted & seen)
 
 
 def _summed(loss: Any, size: int) -> Tensor:
