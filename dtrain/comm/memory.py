@@ -28,6 +28,10 @@ COEFFICIENTS = 8
 PHASES = ("data", "compute", "sum", "update", "wait")
 _ALIGN = 4096
 
+# words of a step's row in `decisions`, which every rank computes alike and rank 0 writes down
+SKIPPED, NORM, CLIP = 0, 1, 2
+DECISION_WORDS = 3
+
 # header words
 HALT = 0  # generations up to this number are halted
 GRANTED = 1  # steps below this number may run
@@ -85,6 +89,7 @@ class RunMemory:
             ("shard_done", (shards,), np.dtype(np.int64)),
             ("coefficients", (RING, COEFFICIENTS), np.dtype(np.float64)),
             ("losses", (RING, shards), np.dtype(np.float64)),
+            ("decisions", (RING, DECISION_WORDS), np.dtype(np.float64)),
             ("squares", (RING, segments), np.dtype(np.float64)),
             ("phases", (RING, workers, len(PHASES)), np.dtype(np.float64)),
             ("undo", (workers, 1 + len(d.state_names), BLOCK), real),
@@ -109,6 +114,7 @@ class RunMemory:
         self.shard_done: NDArray[np.int64] = arrays["shard_done"]
         self.coefficients: NDArray[np.float64] = arrays["coefficients"]
         self.losses: NDArray[np.float64] = arrays["losses"]
+        self.decisions: NDArray[np.float64] = arrays["decisions"]
         self.squares: NDArray[np.float64] = arrays["squares"]
         self.phases: NDArray[np.float64] = arrays["phases"]
         self.undo: NDArray[np.generic] = arrays["undo"]

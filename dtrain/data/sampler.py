@@ -6,7 +6,8 @@ what was asked before. The last batch of an epoch is ragged; nothing is padded o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,14 +122,18 @@ def gather(
                     f"gather of {name!r}: expected a buffer {array.dtype.name} {(len(indices), *array.shape[1:])}, "
                     f"got {target.dtype.name} {target.shape}"
                 )
-        # `clip` because the default mode writes through a buffer; the indices are valid.
-        if array.flags.c_contiguous and array.flags.aligned:
-            array.take(indices, 0, target, "clip")
-        else:
-            # The items of a memory-mapped zip member may be unaligned; then `take` would first copy the whole array.
-            _rows(array).take(indices, 0, _rows(target), "clip")
+        take_into(array, target)(indices)
         result[name] = target
     return result
+
+
+def take_into(array: NDArray[Any], target: NDArray[Any]) -> Callable[[NDArray[np.int64]], object]:
+    """Return the call that copies the samples of valid indices (m,) from ``array`` (n, …) into ``target`` (m, …)."""
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        # The items of a memory-mapped zip member may be unaligned; then `take` would first copy the whole array.
+        array, target = _rows(array), _rows(target)
+    # `clip` because the default mode writes through a buffer.
+    return partial(array.take, axis=0, out=target, mode="clip")
 
 
 def _rows(array: NDArray[Any]) -> NDArray[np.uint8]:

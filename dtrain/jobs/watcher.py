@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,13 +33,13 @@ class Watcher(Observer):
         if not self._is_quiet:
             self._progress = Progress(steps, steps_per_epoch, first_step=first_step)
 
-    def step(self, record: StepRecord) -> None:
-        self.metrics.step(record)
-        self._write(record)
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        self.metrics.steps(records)
+        self._write(records)
 
     def evaluation(self, record: EvalRecord) -> None:
         self.metrics.evaluation(record)
-        self._write(record)
+        self._write([record])
 
     def generation(self, generation: int, members: tuple[int, ...], restarts: int) -> None:
         self.metrics.generation(generation, members, restarts)
@@ -64,11 +65,12 @@ class Watcher(Observer):
         if self._log is not None:
             self._guarded(self._log.close)
 
-    def _write(self, record: StepRecord | EvalRecord) -> None:
-        if self._log is not None:
-            self._guarded(partial(self._log.append, record))
-        if self._progress is not None:
-            self._progress.update(record)
+    def _write(self, records: Sequence[StepRecord | EvalRecord]) -> None:
+        for record in records:
+            if self._log is not None:
+                self._guarded(partial(self._log.append, record))
+            if self._progress is not None:
+                self._progress.update(record)
 
     def _event(self, kind: str, **details: Any) -> None:
         if self._directory is not None:

@@ -25,7 +25,8 @@ class StepRecord:
     ``epoch`` counts from 0. ``loss`` is the mean over the ``samples`` of the batch, ``gradient_norm`` the global L2
     norm before clipping, ``clip_scale`` the factor that clipping put on the gradient (1 is none), ``seconds`` the wall
     time. ``parameter_norms`` are L2 norms by parameter, where they were taken at this step; ``phases`` are seconds by
-    worker and phase; ``digest`` is the run's chain of digests up to this step, in hex.
+    worker and phase, summed over the steps since the record before that has them; ``digest`` is the run's chain of
+    digests up to this step, in hex.
     """
 
     step: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 from dtrain.monitor.records import EvalRecord, StepRecord
@@ -40,8 +40,9 @@ class RunMetrics:
             self._set("dtrain_target_step", target_step)
             self._set("dtrain_step", first_step)
 
-    def step(self, record: StepRecord) -> None:
-        """A step was committed."""
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """These steps, one after the other and at least one, were committed."""
+        record = records[-1]
         with self._lock:
             self._set("dtrain_loss", record.loss)
             self._set("dtrain_gradient_norm", record.gradient_norm)
@@ -50,15 +51,16 @@ class RunMetrics:
             self._set("dtrain_step", record.step + 1)
             self._set("dtrain_epoch", record.epoch)
             self._set("dtrain_last_step_timestamp_seconds", self._clock())
-            self._add("dtrain_steps_total", 1)
-            self._add("dtrain_skipped_steps_total", int(record.is_skipped))
-            self._add("dtrain_samples_total", record.samples)
-            self._add("dtrain_step_seconds_total", record.seconds)
-            for worker, phases in (record.phases or {}).items():
-                for phase, seconds in phases.items():
-                    self._add("dtrain_phase_seconds_total", seconds, str(worker), phase)
-            for parameter, norm in (record.parameter_norms or {}).items():
-                self._set("dtrain_parameter_gradient_norm", norm, parameter)
+            self._add("dtrain_steps_total", len(records))
+            self._add("dtrain_skipped_steps_total", sum(r.is_skipped for r in records))
+            self._add("dtrain_samples_total", sum(r.samples for r in records))
+            self._add("dtrain_step_seconds_total", sum(r.seconds for r in records))
+            for each in records:
+                for worker, phases in (each.phases or {}).items():
+                    for phase, seconds in phases.items():
+                        self._add("dtrain_phase_seconds_total", seconds, str(worker), phase)
+                for parameter, norm in (each.parameter_norms or {}).items():
+                    self._set("dtrain_parameter_gradient_norm", norm, parameter)
 
     def evaluation(self, record: EvalRecord) -> None:
         """An evaluation is complete. ``accuracy`` has a metric of its own, every other figure is one by its name."""

@@ -9,7 +9,7 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ from dtrain.train.checkpoint import Checkpoint, CheckpointStore
 from dtrain.train.fingerprint import CHAIN_START, extend_chain, fingerprint
 from dtrain.train.program import Program, dimensions
 from dtrain.train.shard import eval_chunks
-from dtrain.train.update import Settings, SliceUpdate, decide
+from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
 _TICK_SECONDS = 0.01
 _FAREWELL_SECONDS = 2.0
@@ -72,8 +72,8 @@ class Observer:
     def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
         """The run is about to start."""
 
-    def step(self, record: StepRecord) -> None:
-        """A step was committed."""
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """These steps, one after the other, were committed."""
 
     def evaluation(self, record: EvalRecord) -> None:
         """An evaluation is complete."""
@@ -360,6 +360,7 @@ class Service:
             slot = committed % RING
             decision = decide(self._update_settings, memory.squares[slot], memory.losses[slot, :present], samples)
             if decision.action != "stop":
+                write_down(decision, memory.decisions[slot])
                 if decision.action == "update":
                     with np.errstate(all="ignore"):
                         for rank, blocks in enumerate(split_evenly(self.layout.blocks, len(arrived))):
@@ -385,38 +386,45 @@ class Service:
 
     def _drain(self, upto: int) -> None:
         """Read the figures of the committed steps out of the ring and tell the observer."""
+        if upto <= self._drained:
+            return
         memory, program = self.memory, self.program
-        for step in range(self._drained, upto):
-            slot = step % RING
+        steps = range(self._drained, upto)
+        slots = [step % RING for step in steps]
+        phases = memory.phases[slots, : len(self._members)]
+        seconds = phases.sum(axis=2).max(axis=1).tolist()
+        decisions, losses = memory.decisions[slots].tolist(), memory.losses[slots].tolist()
+        records = []
+        for i, step in enumerate(steps):
             samples = self.sampler.batch_size(step)
-            losses = memory.losses[slot, : min(samples, program.shards)]
-            loss = float(np.sum(losses)) / samples
-            decision = decide(self._update_settings, memory.squares[slot], losses, samples)
-            self._chain = extend_chain(self._chain, step, loss, decision.norm)
+            is_skipped, norm, clip = decisions[i]
+            loss = sum(losses[i][: min(samples, program.shards)]) / samples
+            self._chain = extend_chain(self._chain, step, loss, norm)
             self._last_loss = loss
-            phases = memory.phases[slot, : len(self._members)]
-            self._observer.step(
+            is_last = step == upto - 1  # what costs more is told once for all steps that are drained together
+            records.append(
                 StepRecord(
                     step=step,
                     epoch=self._epoch(step),
                     loss=loss,
-                    gradient_norm=decision.norm,
-                    clip_scale=decision.clip,
+                    gradient_norm=norm,
+                    clip_scale=clip,
                     learning_rate=program.schedule.lr(step),
                     samples=samples,
-                    seconds=float(phases.sum(axis=1).max()),
-                    is_skipped=decision.action == "skip",
-                    parameter_norms=self._parameter_norms(slot, samples) if step == upto - 1 else None,
-                    phases={
-                        worker: dict(zip(PHASES, phases[rank].tolist(), strict=True))
-                        for rank, worker in enumerate(self._members)
-                    },
+                    seconds=seconds[i],
+                    is_skipped=bool(is_skipped),
+                    parameter_norms=self._parameter_norms(slots[i], samples) if is_last else None,
+                    phases=self._phases(phases.sum(axis=0)) if is_last else None,
                     digest=self._chain,
                 )
             )
-        if upto > self._drained == self._first_step:
+        self._observer.steps(records)
+        if self._drained == self._first_step:
             self._observer.event("first_step", f"step {self._first_step} is committed", step=self._first_step)
-        self._drained = max(self._drained, upto)
+        self._drained = upto
+
+    def _phases(self, seconds: NDArray[np.float64]) -> dict[int, dict[str, float]]:
+        return {w: dict(zip(PHASES, row, strict=True)) for w, row in zip(self._members, seconds.tolist(), strict=True)}
 
     def _parameter_norms(self, slot: int, samples: int) -> dict[str, float]:
         squares = np.bincount(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
-from dtrain.data.sampler import gather
+from dtrain.data.sampler import take_into
 from dtrain.errors import InputError, ShapeError
 from dtrain.graph import Arena, Bound, Graph, Plan, Tensor, backward, flatten, step_context, step_key, unflatten
 from dtrain.graph.tensor import recording
@@ -28,14 +28,15 @@ class Batch:
     """Buffers for ``size`` samples of every array of a data set; floats are held in the job's dtype."""
 
     def __init__(self, sources: Mapping[str, NDArray[Any]], size: int, dtype: np.dtype[Any]) -> None:
-        self._sources = sources
-        self._raw = {k: np.empty((size, *a.shape[1:]), a.dtype) for k, a in sources.items()}
-        self.arrays = {k: a.astype(dtype if a.dtype.kind == "f" else a.dtype, copy=False) for k, a in self._raw.items()}
-        self._casts = [(self._raw[k], a) for k, a in self.arrays.items() if a is not self._raw[k]]
+        raw = {k: np.empty((size, *a.shape[1:]), a.dtype) for k, a in sources.items()}
+        self.arrays = {k: a.astype(dtype if a.dtype.kind == "f" else a.dtype, copy=False) for k, a in raw.items()}
+        self._takes = [take_into(sources[k], a) for k, a in raw.items()]
+        self._casts = [(raw[k], a) for k, a in self.arrays.items() if a is not raw[k]]
 
     def fill(self, indices: NDArray[np.int64]) -> None:
-        """Gather these samples into the buffers; nothing is allocated."""
-        gather(self._sources, indices, self._raw)
+        """Gather these samples, which exist, into the buffers; nothing is allocated."""
+        for take in self._takes:
+            take(indices)
         for raw, converted in self._casts:
             np.copyto(converted, raw, casting="same_kind")
 

@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.comm.layout import BLOCK
-from dtrain.comm.memory import BEATS, BLOCK_IN_WORK, BLOCKS_DONE, RING, ROW_WORDS, UPDATE_STEP, RunMemory
+from dtrain.comm.memory import (
+    BEATS,
+    BLOCK_IN_WORK,
+    BLOCKS_DONE,
+    CLIP,
+    NORM,
+    RING,
+    ROW_WORDS,
+    SKIPPED,
+    UPDATE_STEP,
+    RunMemory,
+)
 from dtrain.optim.clipping import clip_by_value
 from dtrain.optim.clipping import scale as clip_scale
 from dtrain.optim.rule import Rule
@@ -47,14 +58,21 @@ def decide(settings: Settings, squares: NDArray[np.float64], losses: NDArray[np.
     The norm is that of the mean gradient over ``samples``. ``math.fsum`` is exact, so its order does not matter.
     """
     not_finite = Decision("skip" if settings.on_nonfinite == "skip" else "stop", math.nan, 1.0, 0.0)
-    if not (np.isfinite(squares).all() and np.isfinite(losses).all()):
-        return not_finite
     try:
-        norm = math.sqrt(math.fsum(squares.tolist())) / samples
+        total = math.fsum(squares.tolist())
     except OverflowError:  # float64 gradients: each square is finite, their sum is not
         return not_finite
+    # Squares are not negative, so one that is not finite shows in their sum; losses could cancel out.
+    if not (math.isfinite(total) and all(map(math.isfinite, losses.tolist()))):
+        return not_finite
+    norm = math.sqrt(total) / samples
     clip = 1.0 if settings.clip_norm is None else clip_scale(norm, settings.clip_norm)
     return Decision("update", norm, clip, clip / samples)
+
+
+def write_down(decision: Decision, row: NDArray[np.float64]) -> None:
+    """Keep a decision in the run's memory for who records the step."""
+    row[SKIPPED], row[NORM], row[CLIP] = decision.action == "skip", decision.norm, decision.clip
 
 
 class SliceUpdate:

@@ -28,7 +28,7 @@ from dtrain.errors import DtrainError
 from dtrain.train.numerics import numerics_class
 from dtrain.train.program import Program
 from dtrain.train.shard import ShardRunner
-from dtrain.train.update import Settings, SliceUpdate, decide
+from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
 _SPINS = 200
 
@@ -179,6 +179,8 @@ class Member:
         decision = decide(self._settings, memory.squares[slot], losses[: len(present)], samples)
         if decision.action == "stop":
             return False
+        if self.rank == 0:
+            write_down(decision, memory.decisions[slot])
         if decision.action == "update":
             self._update.run(step, decision)
         t3 = perf_counter()

@@ -57,8 +57,8 @@ def test_clipping_is_on_in_these_jobs():
     clipped = []
 
     class Watch(Observer):
-        def step(self, record):
-            clipped.append(record.clip_scale)
+        def steps(self, records):
+            clipped.extend(record.clip_scale for record in records)
 
     train(spec_of(optimizer=OPTIMIZERS["momentum"]), 0, Watch())
     assert min(clipped) < 1.0

@@ -18,7 +18,8 @@ EPOCHS = 100
 @pytest.fixture
 def job(tmp_path):
     path = tmp_path / "job.yaml"
-    content = {**DIGITS, "epochs": EPOCHS, "eval": {"every": "10 epoch"}, "checkpoint": {"every": "40 steps", "keep": 2}}
+    checkpoint = {"every": "40 steps", "keep": 2}
+    content = {**DIGITS, "epochs": EPOCHS, "eval": {"every": "10 epoch"}, "checkpoint": checkpoint}
     path.write_text(yaml.safe_dump(content))
     return path
 

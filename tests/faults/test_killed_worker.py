@@ -26,9 +26,9 @@ class Steps(Observer):
         self.killed_at: float | None = None
         self.recovery_seconds: list[float] = []
 
-    def step(self, record):
-        assert record.step == self.next_step
-        self.next_step += 1
+    def steps(self, records):
+        assert [r.step for r in records] == list(range(self.next_step, self.next_step + len(records)))
+        self.next_step += len(records)
         if self.killed_at is not None:
             self.recovery_seconds.append(time.monotonic() - self.killed_at)
             self.killed_at = None

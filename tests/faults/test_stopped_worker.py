@@ -15,10 +15,10 @@ from tests.support import nothing_left_behind, service_of, spec_of, train, wait_
 
 class Events(Observer):
     def __init__(self):
-        self.steps, self.events = 0, []
+        self.count, self.events = 0, []
 
-    def step(self, record):
-        self.steps += 1
+    def steps(self, records):
+        self.count += len(records)
 
     def event(self, kind, text, **details):
         self.events.append((time.monotonic(), kind, text, details))
@@ -32,7 +32,7 @@ def test_a_stopped_worker_is_named_and_replaced_and_its_waking_changes_nothing()
     stopped = {}
 
     def stop_one():
-        wait_until(lambda: seen.steps > 20)
+        wait_until(lambda: seen.count > 20)
         stopped["worker"] = service.members[1]
         stopped["pid"] = launcher.pid(stopped["worker"])
         stopped["at"] = time.monotonic()
@@ -68,7 +68,7 @@ def test_a_worker_that_is_stopped_and_goes_on_in_time_is_left_alone():
     service, launcher = service_of(spec, 2, seen, timeout_seconds=20.0)
 
     def pause_one():
-        wait_until(lambda: seen.steps > 20)
+        wait_until(lambda: seen.count > 20)
         pid = launcher.pid(service.members[0])
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)

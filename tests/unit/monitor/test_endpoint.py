@@ -27,7 +27,7 @@ def metrics():
     metrics.started(10)
     metrics.generation(1, [0, 1], 0)
     phases = {0: {"compute": 0.25, "wait": 0.125}, 1: {"compute": 0.5}}
-    metrics.step(StepRecord(0, 0, math.nan, 2.0, 1.0, 0.1, 32, 1.5, {'layers.0."w"\n': 0.5}, phases))
+    metrics.steps([StepRecord(0, 0, math.nan, 2.0, 1.0, 0.1, 32, 1.5, {'layers.0."w"\n': 0.5}, phases)])
     metrics.evaluation(EvalRecord(1, 0, 0.25, {"accuracy": 0.9, "bits": 3.0}))
     metrics.checkpoint(1)
     return metrics
@@ -165,7 +165,7 @@ def test_clients_that_hang_hold_up_nobody(endpoint, metrics):
         client = socket.create_connection(("127.0.0.1", endpoint.port), timeout=20)
         client.sendall([b"", b"GET", b"GET /metrics HTTP/1.1\r\nHost: x"][i % 3])
         hanging.append(client)
-        metrics.step(StepRecord(1 + i, 0, 0.5, 2.0, 1.0, 0.1, 32, 1.5))
+        metrics.steps([StepRecord(1 + i, 0, 0.5, 2.0, 1.0, 0.1, 32, 1.5)])
     assert request(endpoint)[0].status == 200
     assert threading.active_count() < 40
     endpoint.close()
@@ -187,7 +187,7 @@ def test_closing_leaves_nothing_behind(metrics):
     assert request(endpoint)[0].status == 200
     endpoint.close()
     endpoint.close()
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     assert hanging.recv(1) == b""
     hanging.close()
     with pytest.raises(ConnectionRefusedError):

@@ -23,8 +23,8 @@ def test_a_step_sets_gauges_and_adds_to_counters():
     metrics = RunMetrics(clock=lambda: 1234.5)
     metrics.started(100, first_step=7)
     assert values_of(metrics)["dtrain_step"] == {(): 7.0}
-    metrics.step(record(7))
-    metrics.step(record(8, is_skipped=True, samples=8, parameter_norms={"w": 3.0, "b": 4.0}))
+    metrics.steps([record(7)])
+    metrics.steps([record(8, is_skipped=True, samples=8, parameter_norms={"w": 3.0, "b": 4.0})])
     values = values_of(metrics)
     expected = {
         "dtrain_loss": 0.5,
@@ -48,7 +48,7 @@ def test_a_step_sets_gauges_and_adds_to_counters():
 def test_the_series_of_lost_workers_go():
     metrics = RunMetrics()
     metrics.generation(1, [0, 1], 0)
-    metrics.step(record())
+    metrics.steps([record()])
     metrics.generation(2, [1, 2], 1)
     values = values_of(metrics)
     assert values["dtrain_phase_seconds_total"] == {("1", "compute"): 1.0}
@@ -89,7 +89,7 @@ def test_a_reader_never_sees_half_a_step():
     reader = threading.Thread(target=read)
     reader.start()
     for step in range(2000):
-        metrics.step(record(step))
+        metrics.steps([record(step)])
     done.set()
     reader.join()
     assert halves == []
