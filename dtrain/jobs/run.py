@@ -12,7 +12,7 @@ from typing import Any
 
 from dtrain import __version__
 from dtrain.comm.threads import one_blas_thread
-from dtrain.errors import InputError
+from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.build import build
 from dtrain.jobs.in_process import InProcessLauncher
 from dtrain.jobs.local import LocalLauncher
@@ -83,7 +83,10 @@ def run_job(
         finally:
             watcher.close()
         result = to_result(spec, outcome, directory.path, stopped_by)
-        directory.write_result(result)
+        try:
+            directory.write_result(result)
+        except DtrainError as error:  # the fingerprint shall not be lost with it
+            result |= {"status": "failed", "error": result["error"] or str(error), "exit_code": error.exit_code}
         return result
 
 

@@ -170,6 +170,7 @@ class Service:
         self._sums: dict[int, dict[str, float]] = {}
         self._chunks = eval_chunks(program)
         self._writer: threading.Thread | None = None
+        self._save_error: CheckpointError | None = None
         self._last_loss: float | None = None
         self._lost = 0
         self._finish: c.Finish | None = None
@@ -495,9 +496,12 @@ class Service:
     ) -> None:
         try:
             store.save(step, tensors, meta)
-            self._observer.checkpoint(step)
         except CheckpointError as error:
+            self._save_error = error
             self._observer.event("checkpoint_failed", str(error), step=step)
+        else:
+            self._save_error = None
+            self._observer.checkpoint(step)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -505,8 +509,12 @@ class Service:
         assert self._finish is not None
         step = self._finish.step if self._finish.status != "failed" else self._settle()
         tensors = self._tensors()
+        if self._writer is not None:
+            self._writer.join()
+        # A result that is on no disk is not a success.
+        error = self._finish.error or self._save_error
         return Outcome(
-            status=self._finish.status,
+            status=self._finish.status if error is None else "failed",
             step=step,
             epoch=self._epoch(step),
             fingerprint=fingerprint(tensors, self._position(step)),
@@ -517,7 +525,7 @@ class Service:
             eval=dict(self._last_eval),
             seconds=seconds,
             restarts=self._lost,
-            error=self._finish.error,
+            error=error,
         )
 
     def _settle(self) -> int:

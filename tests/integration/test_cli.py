@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -206,6 +207,30 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(job, tmp_path):
     assert done.returncode == 2
     assert "RuntimeError: no such library" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_costs_the_record_and_says_so_and_training_goes_on(job, tmp_path):
+    """In a mount namespace of its own, with 300 kB of room, and later with more."""
+    path = job(epochs=3, checkpoint={"every": "6 steps", "keep": 2}, model={"name": "mlp", "hidden": [128]})
+    run = f"{tmp_path}/small/run"
+    line = shlex.join(map(str, command("run", path, "--workers", 2, "--run-dir", run, "-q", "--json")))
+    script = f"mkdir {tmp_path}/small && mount -t tmpfs -o size=300k none {tmp_path}/small && {line}; code=$?; "
+    script += f"cp -r {run} {tmp_path}/kept; exit $code"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "failed"
+    assert result["step"] == 36  # trained to the end
+    assert "No space left on device" in result["error"]
+    whole = dtrain("run", path, "--workers", 1, "--run-dir", tmp_path / "whole", "-q", "--json")
+    assert result["fingerprint"] == json.loads(whole.stdout)["fingerprint"]
+    kept = tmp_path / "kept"
+    names = {p.name for p in (kept / "checkpoints").iterdir()}
+    assert names
+    assert "step-00000036" not in names
+    resumed = dtrain("resume", kept, "--workers", 1, "-q", "--json")
+    assert json.loads(resumed.stdout)["fingerprint"] == result["fingerprint"]
 
 
 def test_two_processes_cannot_run_one_directory(job, tmp_path):
