@@ -11,7 +11,20 @@ import pytest
 from dtrain.comm.layout import BLOCK, Layout
 from dtrain.comm.memory import COEFFICIENTS, PHASES, RING, ROW_WORDS, Dimensions, RunMemory, anonymous_file
 
-FIELDS = "header arrived shard_done coefficients losses squares phases undo parameters state total gradients".split()
+FIELDS = [
+    "header",
+    "arrived",
+    "shard_done",
+    "coefficients",
+    "losses",
+    "squares",
+    "phases",
+    "undo",
+    "parameters",
+    "state",
+    "total",
+    "gradients",
+]
 
 
 def dimensions(dtype: type = np.float32, states: tuple[str, ...] = ("m", "v"), shards: int = 5) -> Dimensions:
