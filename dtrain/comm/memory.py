@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dtrain.comm.layout import BLOCK, Layout
 
-RING = 256
+RING = 512
 """Steps whose figures are kept until the coordinator has read them; no rank runs further ahead than that."""
 
 COEFFICIENTS = 8

@@ -40,7 +40,7 @@ from dtrain.train.program import Program, dimensions
 from dtrain.train.shard import eval_chunks
 from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
-_TICK_SECONDS = 0.01
+_TICK_SECONDS = 0.02
 _FAREWELL_SECONDS = 2.0
 _FOREVER = np.iinfo(np.int64).max
 

@@ -31,6 +31,7 @@ from dtrain.train.shard import ShardRunner
 from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
 _SPINS = 200
+_PATIENCE_SECONDS = 0.0005, 0.05
 
 
 class Worker:
@@ -49,13 +50,10 @@ class Worker:
             self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid()})
             with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
                 while True:
-                    message = self._message or self._channel.receive()
-                    self._message = None
-                    if message is None or message["type"] == "go":
-                        continue
-                    if message["type"] == "stop":
+                    message = self._next_message()
+                    if message is not None and message["type"] == "stop":
                         return
-                    if message["type"] == "begin":
+                    if message is not None and message["type"] == "begin":
                         self._generation(message)
         except ChannelClosed:
             return
@@ -97,12 +95,17 @@ class Worker:
         for _ in range(_SPINS):
             if member.header[GRANTED] > step:
                 return True
+        if member.rank == 0:
+            self._channel.send({"type": "idle"})  # the coordinator need not wait for its next look
+        patience = _PATIENCE_SECONDS[0]
         while True:
             if member.header[HALT] >= member.generation:
                 raise Halted
             if member.header[GRANTED] > step:
                 return True
-            message = self._channel.receive(timeout_seconds=0.05)
+            # A grant comes with a message only if the coordinator knew that everybody was idle.
+            message = self._next_message(patience)
+            patience = min(2 * patience, _PATIENCE_SECONDS[1])
             if message is None or message["type"] == "go":
                 continue
             if message["type"] == "evaluate":
@@ -121,6 +124,11 @@ class Worker:
         self._channel.send(
             {"type": "evaluated", "generation": member.generation, "step": message["step"], "sums": sums}
         )
+
+    def _next_message(self, timeout_seconds: float | None = None) -> Message | None:
+        """The message that was found while this worker waited for others, or the next one that comes."""
+        message, self._message = self._message, None
+        return self._channel.receive(timeout_seconds) if message is None else message
 
     def check_coordinator(self) -> None:
         """Raise ChannelClosed if the coordinator is gone; a message that is found is kept."""
