@@ -246,13 +246,14 @@ def run_until_death(
     return False
 
 
+@pytest.mark.parametrize("cut", [1, 2])  # a slice of one block begins with the block that it ended with
 @pytest.mark.parametrize(("name", "options", "clip_value"), VARIANTS, ids=IDS)
 def test_a_death_at_any_write_is_completed_exactly_once(
-    name: str, options: dict[str, Any], clip_value: float | None
+    name: str, options: dict[str, Any], clip_value: float | None, cut: int
 ) -> None:
     rule = make_rule(name, **options)
     chosen = settings(rule=rule, clip_value=clip_value)
-    slices = [(0, 1), (1, 3)]
+    slices = [(0, cut), (cut, BLOCKS)]
     start = memory_of(rule)
     for row, blocks in enumerate(slices):
         SliceUpdate(start, chosen, row, blocks).run(0, DECISION)
@@ -272,7 +273,7 @@ def test_a_death_at_any_write_is_completed_exactly_once(
                 SliceUpdate(memory, chosen, row, blocks).complete(1, DECISION)
             assert state_of(memory) == state_of(expected), f"death at write {victim}, {torn:.0%} of it done"
         victim += 1
-    assert victim > 2 * (4 + 2 * (1 + len(rule.state_names)))
+    assert victim > 3 + (BLOCKS - cut) * (4 + len(rule.state_names))
     assert changed > victim / 2  # most deaths did leave a half-done update behind
 
 
