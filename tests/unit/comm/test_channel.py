@@ -19,7 +19,7 @@ json_values = st.recursive(
 messages = st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(messages)
 def test_messages_arrive_as_they_were_sent(sent: list[dict[str, object]]) -> None:
     here, there = channel_pair()

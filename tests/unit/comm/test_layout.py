@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.comm.layout import BLOCK, Layout, split_evenly
@@ -23,6 +23,7 @@ def layout_of(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) 
     return Layout(tuple(f"p{i}" for i in range(len(shapes))), shapes, dtype)
 
 
+@settings(deadline=None)
 @given(shapes, dtypes)
 def test_parameters_are_aligned_in_order_and_disjoint(
     shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]
@@ -39,6 +40,7 @@ def test_parameters_are_aligned_in_order_and_disjoint(
     assert layout.nbytes > 0
 
 
+@settings(deadline=None)
 @given(shapes, dtypes)
 def test_segments_tile_every_parameter(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> None:
     layout = layout_of(shapes, dtype)
@@ -62,6 +64,7 @@ def test_segments_tile_every_parameter(shapes: tuple[tuple[int, ...], ...], dtyp
     assert layout.segment_starts[-1] == len(order)
 
 
+@settings(deadline=None)
 @given(shapes, dtypes)
 def test_blocks_tile_the_buffer(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> None:
     layout = layout_of(shapes, dtype)
@@ -74,6 +77,7 @@ def test_blocks_tile_the_buffer(shapes: tuple[tuple[int, ...], ...], dtype: np.d
     assert end == layout.size
 
 
+@settings(deadline=None)
 @given(shapes, dtypes)
 def test_views_are_the_memory_itself(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> None:
     layout = layout_of(shapes, dtype)
@@ -110,6 +114,7 @@ def test_a_model_without_parameters_is_refused() -> None:
         Layout.of([], np.dtype(np.float32))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 70))
 def test_even_runs_tile_the_range(count: int, parts: int) -> None:
     runs = split_evenly(count, parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.comm.tree import Add, Leaf, Register, additions, registers, split, tree_sum
@@ -15,6 +15,7 @@ subsets = st.integers(1, 40).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(subsets, st.sampled_from([np.float32, np.float64]), st.integers(0, 2**32))
 def test_the_sum_is_the_recursive_one_for_any_present_shards(
     case: tuple[int, set[int]], dtype: type, seed: int
@@ -68,6 +69,7 @@ def test_absent_shards_are_not_zeros() -> None:
         assert np.signbit(tree_sum(list(leaves), np.ones(1, np.float32)))[0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 2**32))
 def test_an_aligned_run_of_shards_is_a_subtree(run: int, runs: int, seed: int) -> None:
     """So a worker may add its own shards first, and send one buffer."""
@@ -78,6 +80,7 @@ def test_an_aligned_run_of_shards_is_a_subtree(run: int, runs: int, seed: int) -
     assert bits(tree_sum(list(parts), np.empty(17, np.float32))) == bits(whole)
 
 
+@settings(deadline=None)
 @given(subsets)
 def test_the_registers_are_enough_and_hold_no_more_than_needed(case: tuple[int, set[int]]) -> None:
     shards, present = case

@@ -283,7 +283,7 @@ def test_completing_may_itself_be_interrupted() -> None:
     start = memory_of(rule)
     expected = copy_of(start, rule)
     SliceUpdate(expected, chosen, 0, (0, 3)).run(1, DECISION)
-    for first in range(0, 60, 3):
+    for first in range(0, 60, 7):
         died, second = True, 0
         while died:
             memory = copy_of(start, rule)

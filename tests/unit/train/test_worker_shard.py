@@ -313,9 +313,13 @@ def test_in_its_first_step_a_worker_runs_what_is_missing() -> None:
         begin([line], 1, 0, first=[2], run=(0, 4))
         memory.header[GRANTED] = 1
         wait_for(memory, 1, UPDATED)
-    assert memory.shard_done.tolist() == [0, 0, 1, 0]
-    assert not memory.gradients[[0, 1, 3]].any()
-    assert memory.gradients[2].any()
+        assert memory.shard_done.tolist() == [0, 0, 1, 0]
+        assert not memory.gradients[[0, 1, 3]].any()
+        assert memory.gradients[2].any()
+        memory.header[GRANTED] = 2
+        line.send(type="go")
+        wait_for(memory, 1, 4 + UPDATED)
+    assert memory.shard_done.tolist() == [2, 2, 2, 2]
 
 
 def test_an_evaluation_reports_the_sums_of_its_chunks() -> None:
