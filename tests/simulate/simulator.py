@@ -22,7 +22,7 @@ from dtrain.train import coordinator as c
 BLOCKS = 5
 GRADIENTS, SUMMED, UPDATED = 1, 2, 3
 NUMERICS = {"numpy": "2.4.0"}
-LONGEST_SECONDS = 3000.0
+LONGEST_SECONDS = 1000.0
 
 Body = Generator[float | Callable[[], Any], Any, None]
 """A worker yields how long it works, or what it waits for: a function that returns None until it is there."""

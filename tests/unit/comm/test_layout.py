@@ -23,7 +23,7 @@ def layout_of(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) 
     return Layout(tuple(f"p{i}" for i in range(len(shapes))), shapes, dtype)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(shapes, dtypes)
 def test_parameters_are_aligned_in_order_and_disjoint(
     shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]
@@ -40,7 +40,7 @@ def test_parameters_are_aligned_in_order_and_disjoint(
     assert layout.nbytes > 0
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(shapes, dtypes)
 def test_segments_tile_every_parameter(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> None:
     layout = layout_of(shapes, dtype)
@@ -64,7 +64,7 @@ def test_segments_tile_every_parameter(shapes: tuple[tuple[int, ...], ...], dtyp
     assert layout.segment_starts[-1] == len(order)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(shapes, dtypes)
 def test_blocks_tile_the_buffer(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> None:
     layout = layout_of(shapes, dtype)
@@ -77,7 +77,7 @@ def test_blocks_tile_the_buffer(shapes: tuple[tuple[int, ...], ...], dtype: np.d
     assert end == layout.size
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(shapes, dtypes)
 def test_views_are_the_memory_itself(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> None:
     layout = layout_of(shapes, dtype)
@@ -114,7 +114,7 @@ def test_a_model_without_parameters_is_refused() -> None:
         Layout.of([], np.dtype(np.float32))
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 70))
 def test_even_runs_tile_the_range(count: int, parts: int) -> None:
     runs = split_evenly(count, parts)
