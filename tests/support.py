@@ -20,7 +20,8 @@ from dtrain.jobs.payload import spec_payload
 from dtrain.jobs.run import make_launcher
 from dtrain.jobs.spec import JobSpec, parse_spec
 from dtrain.train.numerics import numerics_class
-from dtrain.train.service import Observer, Outcome, RunSettings, Service
+from dtrain.train.observer import Observer
+from dtrain.train.service import Outcome, RunSettings, Service
 
 ROOT = Path(__file__).resolve().parents[1]
 

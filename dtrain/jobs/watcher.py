@@ -12,7 +12,7 @@ from dtrain.jobs.run_directory import RunDirectory
 from dtrain.monitor.progress import Progress
 from dtrain.monitor.records import EvalRecord, MetricsLog, StepRecord
 from dtrain.monitor.run_metrics import RunMetrics
-from dtrain.train.service import Observer
+from dtrain.train.observer import Observer
 
 
 class Watcher(Observer):

@@ -7,38 +7,28 @@ from __future__ import annotations
 
 import os
 import selectors
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dtrain.comm.channel import Channel, ChannelClosed, Message
-from dtrain.comm.layout import Layout, split_evenly
-from dtrain.comm.memory import (
-    ARRIVED,
-    BEATS,
-    GRANTED,
-    HALT,
-    PHASES,
-    RING,
-    SUMMED,
-    RunMemory,
-)
-from dtrain.errors import CheckpointError, DtrainError, InputError, WorkerError
-from dtrain.graph.tree import flatten, unflatten
-from dtrain.monitor.records import EvalRecord, StepRecord
+from dtrain.comm.layout import split_evenly
+from dtrain.comm.memory import ARRIVED, BEATS, GRANTED, HALT, RING, RunMemory
+from dtrain.errors import DtrainError, InputError, WorkerError
+from dtrain.monitor.records import EvalRecord
 from dtrain.train import coordinator as c
 from dtrain.train.blame import explain_nonfinite
 from dtrain.train.checkpoint import Checkpoint, CheckpointStore
-from dtrain.train.fingerprint import CHAIN_START, extend_chain, fingerprint
-from dtrain.train.program import Program, dimensions
+from dtrain.train.observer import Observer
+from dtrain.train.program import Program
+from dtrain.train.recorder import Recorder
 from dtrain.train.shard import eval_chunks
-from dtrain.train.update import Settings, SliceUpdate, decide, write_down
+from dtrain.train.snapshots import Snapshots
+from dtrain.train.state import RunState
 
 _TICK_SECONDS = 0.02
 _FAREWELL_SECONDS = 2.0
@@ -64,31 +54,6 @@ class Launcher(Protocol):
 
     def close(self) -> None:
         """End everything that is left."""
-
-
-class Observer:
-    """What a run tells to whoever watches it; every method may be overridden, none may fail."""
-
-    def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
-        """The run is about to start."""
-
-    def steps(self, records: Sequence[StepRecord]) -> None:
-        """These steps, one after the other, were committed."""
-
-    def evaluation(self, record: EvalRecord) -> None:
-        """An evaluation is complete."""
-
-    def generation(self, generation: int, members: tuple[int, ...], restarts: int) -> None:
-        """A new generation begins."""
-
-    def checkpoint(self, step: int) -> None:
-        """A checkpoint is on disk."""
-
-    def event(self, kind: str, text: str, **details: Any) -> None:
-        """Anything else worth telling: a worker died, a checkpoint failed."""
-
-    def flush(self) -> None:
-        """Write what is held back."""
 
 
 @dataclass(frozen=True)
@@ -134,27 +99,21 @@ class Service:
         observer: Observer | None = None,
         job: str = "",
     ) -> None:
-        self.program, self.settings, self.numerics = program, settings, dict(numerics)
-        self._job = job
-        self._launcher, self._store, self._observer = launcher, store, observer or Observer()
-        initial = program.initial_parameters()
-        self.layout: Layout = program.layout(initial)
-        leaves, self._structure = flatten(initial)
-        self.sampler = program.sampler()
+        self.program, self.numerics, self._job = program, dict(numerics), job
+        self._launcher, self._observer = launcher, observer or Observer()
         workers = max(1, settings.workers)
-        self.memory = RunMemory(dimensions(program, self.layout, max_workers(workers)))
-        self._parameters = self.layout.views(self.memory.parameters)
-        self._update_settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
-        self._first_step, self._chain = 0, CHAIN_START
-        self._last_eval: dict[str, float] = {}
-        self._initialise(leaves, restore)
+        self._state = RunState(program, max_workers(workers), restore)
+        self.memory = self._state.memory
+        self._recorder = Recorder(self._state)
+        self._snapshots = Snapshots(store, self._observer)
+        self._last_eval = self._state.last_eval
         self._coordinator = c.Coordinator(
             c.Policy(
                 steps=program.steps,
                 shards=program.shards,
                 world_size=workers,
                 numerics=self.numerics,
-                first_step=self._first_step,
+                first_step=self._state.first_step,
                 eval_every=program.eval_every if program.eval else 0,
                 checkpoint_every=settings.checkpoint_every,
                 checkpoint_seconds=settings.checkpoint_seconds,
@@ -166,12 +125,8 @@ class Service:
         self._channels: dict[int, Channel] = {}
         self._members: tuple[int, ...] = ()
         self._at_rest: set[int] = set()
-        self._drained = self._first_step
         self._sums: dict[int, dict[str, float]] = {}
         self._chunks = eval_chunks(program)
-        self._writer: threading.Thread | None = None
-        self._save_error: CheckpointError | None = None
-        self._last_loss: float | None = None
         self._lost = 0
         self._finish: c.Finish | None = None
         self._selector = selectors.DefaultSelector()
@@ -197,7 +152,8 @@ class Service:
     def run(self) -> Outcome:
         """Train to the end, to a stop or to a failure, and leave nothing behind."""
         start = time.monotonic()
-        self._observer.started(self.layout.names, self.program.steps, self._first_step, self.sampler.steps_per_epoch)
+        state = self._state
+        self._observer.started(state.layout.names, self.program.steps, state.first_step, state.sampler.steps_per_epoch)
         try:
             self._handle(c.Started())
             while self._finish is None:
@@ -268,7 +224,7 @@ class Service:
         rows = self.memory.arrived
         arrivals = {w: (int(rows[r, ARRIVED]), int(rows[r, BEATS])) for r, w in enumerate(self._members)}
         if self._coordinator.mode is c.Mode.RUNNING and arrivals:
-            self._drain(min(sequence + 1 for sequence, _ in arrivals.values()) // 4)
+            self._record(self._state.committed(len(self._members)))
         self._handle(c.Progress(arrivals))
 
     def _handle(self, event: c.Event) -> None:
@@ -342,7 +298,7 @@ class Service:
         """Compute the coefficients of the granted steps once, for all ranks, then let them run."""
         rule, memory = self.program.rule, self.memory
         was_idle = int(memory.header[GRANTED]) <= self._coordinator.committed
-        for step in range(max(int(memory.header[GRANTED]), self._first_step), upto):
+        for step in range(max(int(memory.header[GRANTED]), self._state.first_step), upto):
             values = rule.coefficients(step, self.program.schedule.lr(step))
             memory.coefficients[step % RING, : len(values)] = values
         memory.header[GRANTED] = upto
@@ -350,26 +306,21 @@ class Service:
             self._send({w: {"type": "go"} for w in self._members})
 
     def _recover(self) -> c.Recovered:
-        """Read how far the halted generation came; finish the update of a step whose sum was complete."""
-        memory = self.memory
-        arrived = [int(memory.arrived[r, ARRIVED]) for r in range(len(self._members))]
-        committed = min(sequence + 1 for sequence in arrived) // 4
-        self._drain(committed)
-        if min(arrived) >= 4 * committed + SUMMED:
-            samples = self.sampler.batch_size(committed)
-            present = min(samples, self.program.shards)
-            slot = committed % RING
-            decision = decide(self._update_settings, memory.squares[slot], memory.losses[slot, :present], samples)
-            if decision.action != "stop":
-                write_down(decision, memory.decisions[slot])
-                if decision.action == "update":
-                    with np.errstate(all="ignore"):
-                        for rank, blocks in enumerate(split_evenly(self.layout.blocks, len(arrived))):
-                            SliceUpdate(memory, self._update_settings, rank, blocks).complete(committed, decision)
-                committed += 1
-                self._drain(committed)
-        done = np.flatnonzero(memory.shard_done == committed + 1)
-        return c.Recovered(committed, frozenset(done.tolist()))
+        """Record what the halted generation has committed, and mend the step that it was in."""
+        world_size = len(self._members)
+        self._record(self._state.committed(world_size))
+        committed, done = self._state.mend(world_size)
+        self._record(committed)
+        return c.Recovered(committed, done)
+
+    def _record(self, committed: int) -> None:
+        """Tell the observer of the steps that were committed since the last time."""
+        records = self._recorder.read(committed, self._members)
+        if not records:
+            return
+        self._observer.steps(records)
+        if records[0].step == self._state.first_step:
+            self._observer.event("first_step", f"step {records[0].step} is committed", step=records[0].step)
 
     def _evaluated(self, step: int) -> None:
         """Add the chunks' sums in the order of the chunks, so that the figures do not depend on the workers."""
@@ -381,147 +332,39 @@ class Service:
                 totals[name] += self._sums[chunk][name]
         self._last_eval = {n: totals[n] / samples for n in names}
         metrics = {n: v for n, v in self._last_eval.items() if n != "loss"}
-        self._observer.evaluation(EvalRecord(step, self._epoch(step), self._last_eval["loss"], metrics))
-
-    # --- steps that were committed -----------------------------------------------------------------------------------
-
-    def _drain(self, upto: int) -> None:
-        """Read the figures of the committed steps out of the ring and tell the observer."""
-        if upto <= self._drained:
-            return
-        memory, program = self.memory, self.program
-        steps = range(self._drained, upto)
-        slots = [step % RING for step in steps]
-        phases = memory.phases[slots, : len(self._members)]
-        seconds = phases.sum(axis=2).max(axis=1).tolist()
-        decisions, losses = memory.decisions[slots].tolist(), memory.losses[slots].tolist()
-        records = []
-        for i, step in enumerate(steps):
-            samples = self.sampler.batch_size(step)
-            is_skipped, norm, clip = decisions[i]
-            loss = sum(losses[i][: min(samples, program.shards)]) / samples
-            self._chain = extend_chain(self._chain, step, loss, norm)
-            self._last_loss = loss
-            is_last = step == upto - 1  # what costs more is told once for all steps that are drained together
-            records.append(
-                StepRecord(
-                    step=step,
-                    epoch=self._epoch(step),
-                    loss=loss,
-                    gradient_norm=norm,
-                    clip_scale=clip,
-                    learning_rate=program.schedule.lr(step),
-                    samples=samples,
-                    seconds=seconds[i],
-                    is_skipped=bool(is_skipped),
-                    parameter_norms=self._parameter_norms(slots[i], samples) if is_last else None,
-                    phases=self._phases(phases.sum(axis=0)) if is_last else None,
-                    digest=self._chain,
-                )
-            )
-        self._observer.steps(records)
-        if self._drained == self._first_step:
-            self._observer.event("first_step", f"step {self._first_step} is committed", step=self._first_step)
-        self._drained = upto
-
-    def _phases(self, seconds: NDArray[np.float64]) -> dict[int, dict[str, float]]:
-        return {w: dict(zip(PHASES, row, strict=True)) for w, row in zip(self._members, seconds.tolist(), strict=True)}
-
-    def _parameter_norms(self, slot: int, samples: int) -> dict[str, float]:
-        squares = np.bincount(
-            self.layout.segment_parameters, weights=self.memory.squares[slot], minlength=len(self.layout.names)
-        )
-        return dict(zip(self.layout.names, (np.sqrt(squares) / samples).tolist(), strict=True))
-
-    def _epoch(self, step: int) -> int:
-        return step // self.sampler.steps_per_epoch
-
-    # --- state -------------------------------------------------------------------------------------------------------
-
-    def _tensors(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """Copy parameters and optimizer state, by group and name."""
-        groups = {"parameters": self._parameters}
-        for name, flat in zip(self.program.rule.state_names, self.memory.state, strict=True):
-            groups[f"optimizer.{name}"] = self.layout.views(flat)
-        return {g: {n: v.copy() for n, v in zip(self.layout.names, vs, strict=True)} for g, vs in groups.items()}
-
-    def _initialise(self, leaves: list[Any], restore: Checkpoint | None) -> None:
-        memory, rule = self.memory, self.program.rule
-        for parameter, leaf in zip(self._parameters, leaves, strict=True):
-            np.copyto(parameter, leaf, casting="same_kind")
-        for name, flat in zip(rule.state_names, memory.state, strict=True):
-            for view in self.layout.views(flat):
-                view[...] = rule.state_init(name)
-        if restore is None:
-            return
-        groups = {"parameters": memory.parameters}
-        groups |= {f"optimizer.{n}": flat for n, flat in zip(rule.state_names, memory.state, strict=True)}
-        for group, flat in groups.items():
-            stored = restore.tensors.get(group, {})
-            for name, view in zip(self.layout.names, self.layout.views(flat), strict=True):
-                if name not in stored or stored[name].shape != view.shape or stored[name].dtype != view.dtype:
-                    raise CheckpointError(
-                        f"{restore.path}: {group} has no {view.dtype} tensor {name} of shape {view.shape}; "
-                        "the checkpoint belongs to another model or optimizer"
-                    )
-                np.copyto(view, stored[name])
-        self._first_step, self._chain = restore.step, restore.meta["chain"]
-        self._last_eval = dict(restore.meta.get("eval", {}))
-        # A position in the data is a step; the sampler and the schedule are functions of it.
-
-    def _position(self, step: int) -> dict[str, int]:
-        return {"step": step, "seed": self.program.seed, "epoch": self._epoch(step)}
+        self._observer.evaluation(EvalRecord(step, self._state.epoch(step), self._last_eval["loss"], metrics))
 
     def _snapshot(self, step: int) -> None:
-        """Copy the state now, write it in the background."""
-        if self._store is None:
+        """Copy the state now, have it written in the background."""
+        if not self._snapshots.is_on:
             return
-        if self._writer is not None:
-            self._writer.join()
         self._observer.flush()  # a checkpoint must not be ahead of the record of its steps
         meta = {
             "job": self._job,
-            "position": self._position(step),
-            "chain": self._chain,
+            "position": self._state.position(step),
+            "chain": self._recorder.chain,
             "numerics": self.numerics,
             "eval": self._last_eval,
         }
-        self._writer = threading.Thread(
-            target=self._write_checkpoint, args=(self._store, step, self._tensors(), meta), name="checkpoint"
-        )
-        self._writer.start()
-
-    def _write_checkpoint(
-        self, store: CheckpointStore, step: int, tensors: dict[str, dict[str, NDArray[Any]]], meta: dict[str, Any]
-    ) -> None:
-        try:
-            store.save(step, tensors, meta)
-        except CheckpointError as error:
-            self._save_error = error
-            self._observer.event("checkpoint_failed", str(error), step=step)
-        else:
-            self._save_error = None
-            self._observer.checkpoint(step)
+        self._snapshots.write(step, self._state.tensors(), meta)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def _outcome(self, seconds: float) -> Outcome:
         assert self._finish is not None
         step = self._finish.step if self._finish.status != "failed" else self._settle()
-        tensors = self._tensors()
-        if self._writer is not None:
-            self._writer.join()
-        # A result that is on no disk is not a success.
-        error = self._finish.error or self._save_error
+        tensors = self._state.tensors()
+        self._snapshots.wait()
+        error = self._finish.error or self._snapshots.error  # a result that is on no disk is not a success
         return Outcome(
             status=self._finish.status if error is None else "failed",
             step=step,
-            epoch=self._epoch(step),
-            fingerprint=fingerprint(tensors, self._position(step)),
-            chain=self._chain,
+            epoch=self._state.epoch(step),
+            fingerprint=self._state.fingerprint(tensors, step),
+            chain=self._recorder.chain,
             numerics=self.numerics,
-            parameters=unflatten(self._structure, list(tensors["parameters"].values())),
-            train_loss=self._last_loss,
+            parameters=self._state.parameters(tensors),
+            train_loss=self._recorder.last_loss,
             eval=dict(self._last_eval),
             seconds=seconds,
             restarts=self._lost,
@@ -548,7 +391,7 @@ class Service:
         for worker in restless:
             self._launcher.kill(worker)
         if not self._members:
-            return self._first_step
+            return self._state.first_step
         step = self._recover().committed
         self._snapshot(step)
         return step
@@ -577,8 +420,7 @@ class Service:
         self._launcher.close()
         for worker in list(self._channels):
             self._forget(worker)
-        if self._writer is not None:
-            self._writer.join()
+        self._snapshots.wait()
         self._observer.flush()
         self._selector.close()
         os.close(self._wake_read)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from dtrain.train.service import Observer
+from dtrain.train.observer import Observer
 from tests.support import (
     DIGITS,
     command,

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from dtrain.train.service import Observer
+from dtrain.train.observer import Observer
 from tests.faults import deaths
 from tests.support import nothing_left_behind, service_of, spec_of, train
 

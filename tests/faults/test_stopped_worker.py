@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-from dtrain.train.service import Observer
+from dtrain.train.observer import Observer
 from tests.support import nothing_left_behind, service_of, spec_of, train, wait_until
 
 

@@ -1,0 +1,33 @@
+"""What a run tells to whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dtrain.monitor.records import EvalRecord, StepRecord
+
+
+class Observer:
+    """Told by the coordinator's shell, in order; every method may be overridden, none may fail or block."""
+
+    def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
+        """The run is about to start: the names of its parameters, and where it stands of how many steps."""
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """These steps, one after the other and at least one, were committed."""
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """An evaluation is complete."""
+
+    def generation(self, generation: int, members: tuple[int, ...], restarts: int) -> None:
+        """A new generation begins, after so many workers were lost in all."""
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint is on disk. Called by the thread that wrote it."""
+
+    def event(self, kind: str, text: str, **details: Any) -> None:
+        """Anything else worth telling: a worker died, a checkpoint failed."""
+
+    def flush(self) -> None:
+        """Write what is held back."""

@@ -1,0 +1,120 @@
+"""The state of a run in its memory: how it begins, how it is copied and named, and how a broken step is mended.
+
+The state is parameters, optimizer state and the position in the data, which is a step: the sampler and the schedule are
+functions of it. Nothing here talks to anybody.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtrain.comm.layout import Layout, split_evenly
+from dtrain.comm.memory import ARRIVED, RING, SUMMED, RunMemory
+from dtrain.errors import CheckpointError
+from dtrain.graph.tree import flatten, unflatten
+from dtrain.train.checkpoint import Checkpoint
+from dtrain.train.fingerprint import CHAIN_START, fingerprint
+from dtrain.train.program import Program, dimensions
+from dtrain.train.update import Settings, SliceUpdate, decide, write_down
+
+Tensors = dict[str, dict[str, NDArray[Any]]]
+
+
+class RunState:
+    """Makes the memory of a run and fills it: from the seed, or from a checkpoint.
+
+    ``first_step``, ``chain`` and ``last_eval`` are where the run begins. Raises CheckpointError for a checkpoint of
+    another model or optimizer.
+    """
+
+    def __init__(self, program: Program, max_workers: int, restore: Checkpoint | None) -> None:
+        self.program = program
+        initial = program.initial_parameters()
+        leaves, self._structure = flatten(initial)
+        self.layout: Layout = program.layout(initial)
+        self.sampler = program.sampler()
+        self.memory = RunMemory(dimensions(program, self.layout, max_workers))
+        self.first_step, self.chain = 0, CHAIN_START
+        self.last_eval: dict[str, float] = {}
+        self._settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
+        self._groups = {"parameters": self.layout.views(self.memory.parameters)}
+        for name, flat in zip(program.rule.state_names, self.memory.state, strict=True):
+            self._groups[f"optimizer.{name}"] = self.layout.views(flat)
+            for view in self._groups[f"optimizer.{name}"]:
+                view[...] = program.rule.state_init(name)
+        for parameter, leaf in zip(self._groups["parameters"], leaves, strict=True):
+            np.copyto(parameter, leaf, casting="same_kind")
+        if restore is not None:
+            self._restore(restore)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for group, views in self._groups.items():
+            stored = checkpoint.tensors.get(group, {})
+            for name, view in zip(self.layout.names, views, strict=True):
+                if name not in stored or stored[name].shape != view.shape or stored[name].dtype != view.dtype:
+                    raise CheckpointError(
+                        f"{checkpoint.path}: {group} has no {view.dtype} tensor {name} of shape {view.shape}; "
+                        "the checkpoint belongs to another model or optimizer"
+                    )
+                np.copyto(view, stored[name])
+        self.first_step, self.chain = checkpoint.step, checkpoint.meta["chain"]
+        self.last_eval = dict(checkpoint.meta.get("eval", {}))
+
+    def epoch(self, step: int) -> int:
+        return step // self.sampler.steps_per_epoch
+
+    def present(self, step: int) -> int:
+        """How many shards of a step have samples: all, but in a small last batch only the first."""
+        return min(self.sampler.batch_size(step), self.program.shards)
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where the run stands in the data after ``step`` steps."""
+        return {"step": step, "seed": self.program.seed, "epoch": self.epoch(step)}
+
+    def tensors(self) -> Tensors:
+        """Copy parameters and optimizer state, by group and name. Every worker must be idle."""
+        return {g: {n: v.copy() for n, v in zip(self.layout.names, vs, strict=True)} for g, vs in self._groups.items()}
+
+    def fingerprint(self, tensors: Tensors, step: int) -> str:
+        return fingerprint(tensors, self.position(step))
+
+    def parameters(self, tensors: Tensors) -> Any:
+        """The user's tree around these tensors."""
+        return unflatten(self._structure, [tensors["parameters"][name] for name in self.layout.names])
+
+    def parameter_norms(self, step: int) -> dict[str, float]:
+        """The gradient's L2 norm by parameter, for a step that is still in the ring."""
+        samples = self.sampler.batch_size(step)
+        squares = np.bincount(
+            self.layout.segment_parameters,
+            weights=self.memory.squares[step % RING],
+            minlength=len(self.layout.names),
+        )
+        return {n: math.sqrt(s) / samples for n, s in zip(self.layout.names, squares.tolist(), strict=True)}
+
+    def committed(self, world_size: int) -> int:
+        """How many steps every rank of a generation has committed."""
+        return int(self.memory.arrived[:world_size, ARRIVED].min() + 1) // 4
+
+    def mend(self, world_size: int) -> tuple[int, frozenset[int]]:
+        """Finish the update of a step whose sum was complete when its generation was halted; all ranks are at rest.
+
+        Returns the steps committed, and the shards whose gradients for the next step exist already.
+        """
+        memory, step = self.memory, self.committed(world_size)
+        if memory.arrived[:world_size, ARRIVED].min() >= 4 * step + SUMMED:
+            slot = step % RING
+            losses = memory.losses[slot, : self.present(step)]
+            decision = decide(self._settings, memory.squares[slot], losses, self.sampler.batch_size(step))
+            if decision.action != "stop":
+                write_down(decision, memory.decisions[slot])
+                if decision.action == "update":
+                    with np.errstate(all="ignore"):
+                        for rank, blocks in enumerate(split_evenly(self.layout.blocks, world_size)):
+                            SliceUpdate(memory, self._settings, rank, blocks).complete(step, decision)
+                step += 1
+        return step, frozenset(np.flatnonzero(memory.shard_done == step + 1).tolist())
