@@ -112,7 +112,7 @@ def _rank_main(
 
 
 def describe_machine() -> str:
-    """One line: cores, processor, versions, and how busy the machine was in the last minute, this benchmark included."""
+    """One line: cores, processor, versions, and how busy the machine was, this benchmark included."""
     from importlib.metadata import version
 
     model = platform.processor() or platform.machine()
