@@ -65,7 +65,7 @@ class Layout:
 
     @cached_property
     def size(self) -> int:
-        """Elements of the flat buffer, padding included. The padding is zero and stays zero."""
+        """Elements of the flat buffer, padding included; what is in the padding counts for nothing."""
         step = _ALIGN_BYTES // self.dtype.itemsize
         return max(step, self.offsets[-1] + -(-prod(self.shapes[-1]) // step) * step)
 

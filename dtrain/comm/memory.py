@@ -6,7 +6,8 @@ Pages that nobody touches cost nothing.
 
 Who may write what, so that no lock is needed: the coordinator writes ``header``, ``coefficients`` and, between
 generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, losses and
-``shard_done`` of its own shards, and its own slice of ``total``, ``parameters`` and ``state``.
+``shard_done`` of its own shards, its own slice of ``total``, ``parameters`` and ``state``, and the ``squares`` of that
+slice; rank 0 also writes ``decisions``.
 """
 
 from __future__ import annotations

@@ -28,10 +28,12 @@ def build(spec: JobSpec, check: bool = True) -> Program:
 
     Without ``check`` the content of data files is taken as it is: the coordinator has looked already.
     """
-    options = {"dtype": spec.dtype, **spec.data.options}
-    if "base_dir" in options or "check" in options:
-        raise InputError("data: expected the options of a source, got base_dir or check; remove the key")
-    source = make_source(spec.data.name, base_dir=Path(spec.base_dir), check=check, **options)
+    options = {"dtype": spec.dtype, "check": True, **spec.data.options}
+    if "base_dir" in options:
+        raise InputError("data.base_dir: paths start at the folder of the job file; remove the key")
+    if not check:
+        options["check"] = False
+    source = make_source(spec.data.name, base_dir=Path(spec.base_dir), **options)
     steps_per_epoch = -(-source.n // spec.batch)
     steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * steps_per_epoch
     rule, schedule = optimizer_of(spec.optimizer, steps)

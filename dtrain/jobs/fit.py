@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import ValidationError
 
 from dtrain.comm.threads import one_blas_thread
 from dtrain.data.source import from_arrays
-from dtrain.errors import InputError
 from dtrain.graph.tree import map_leaves
 from dtrain.jobs.build import optimizer_of
-from dtrain.jobs.mistakes import describe
 from dtrain.jobs.payload import program_payload
 from dtrain.jobs.run import make_launcher, stop_on_signals, worker_count
-from dtrain.jobs.spec import OptimizerSpec
+from dtrain.jobs.spec import parse_spec
 from dtrain.jobs.watcher import Watcher
 from dtrain.train.numerics import numerics_class
 from dtrain.train.program import Program
@@ -81,16 +78,30 @@ def fit(
     DtrainError: InputError for arguments that do not fit, NonFiniteError when a value is not finite. Ctrl-C ends the
     training at the end of a step and returns what was reached, with status "stopped".
     """
-    if epochs is not None and steps is not None:
-        raise InputError("fit: epochs and steps are both given; keep one")
+    given: dict[str, Any] = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
+    if lr is not None:
+        given["lr"] = lr
+    spec = parse_spec(  # the same checks, and the same words, as for a job file
+        {
+            "model": {"entry": "fit:loss"},
+            "data": {"name": "arrays"},
+            "optimizer": {"lr": 1e-3, **given},
+            "batch": batch,
+            "shards": shards,
+            "epochs": 1 if epochs is None and steps is None else epochs,
+            "steps": steps,
+            "workers": workers,
+            "seed": seed,
+            "dtype": dtype,
+            "on_nonfinite": on_nonfinite,
+            "timeout_seconds": timeout_seconds,
+        },
+        source="fit",
+    )
     source = from_arrays(data, eval_data)
-    steps_per_epoch = -(-source.n // max(1, batch))
-    total = steps if steps is not None else (1 if epochs is None else epochs) * steps_per_epoch
-    for name, value in (("batch", batch), ("shards", shards), ("the number of steps", total)):
-        if value < 1:
-            raise InputError(f"fit: {name}: expected at least 1, got {value}")
-    spec = _optimizer_spec(optimizer, lr)
-    rule, schedule = optimizer_of(spec, total)
+    steps_per_epoch = -(-source.n // batch)
+    total = steps if steps is not None else (spec.epochs or 1) * steps_per_epoch
+    rule, schedule = optimizer_of(spec.optimizer, total)
     kind = np.dtype(dtype)
     init = params if callable(params) else _Given(map_leaves(lambda a: np.array(a, copy=True), params))
     program = Program(
@@ -107,9 +118,9 @@ def fit(
         steps=total,
         dtype=kind,
         eval_every=steps_per_epoch if source.eval else 0,
-        clip_norm=spec.clip_norm,
-        clip_value=spec.clip_value,
-        on_nonfinite="skip" if on_nonfinite == "skip" else "stop",
+        clip_norm=spec.optimizer.clip_norm,
+        clip_value=spec.optimizer.clip_value,
+        on_nonfinite=spec.on_nonfinite,
     )
     count = worker_count(workers)
     watcher = Watcher(None, is_quiet=not progress)
@@ -137,15 +148,3 @@ def fit(
         seconds=outcome.seconds,
         status=outcome.status,
     )
-
-
-def _optimizer_spec(optimizer: str | Mapping[str, Any], lr: float | None) -> OptimizerSpec:
-    given: dict[str, Any] = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
-    if lr is not None:
-        given["lr"] = lr
-    given.setdefault("lr", 1e-3)
-    try:
-        return OptimizerSpec.model_validate({k: float(v) if k == "lr" else v for k, v in given.items()})
-    except ValidationError as error:
-        lines = [describe(d, OptimizerSpec, "fit: optimizer", {}) for d in error.errors(include_url=False)]
-        raise InputError("\n".join(lines)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from dtrain.jobs.build import build
 from dtrain.jobs.in_process import InProcessLauncher
 from dtrain.jobs.local import LocalLauncher
 from dtrain.jobs.payload import spec_payload
-from dtrain.jobs.run_directory import RunDirectory
+from dtrain.jobs.run_directory import RunDirectory, write_atomically
 from dtrain.jobs.spec import JobSpec
 from dtrain.jobs.watcher import Watcher
 from dtrain.jobs.zygote import Zygote
@@ -96,7 +97,11 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
     steps = (every.in_steps(program.sampler().steps_per_epoch) or 0) if every is not None else 0
     seconds = float(every.count) if every is not None and every.unit == "seconds" else 0.0
     return RunSettings(
-        workers=workers, checkpoint_every=steps, checkpoint_seconds=seconds, timeout_seconds=spec.timeout_seconds
+        workers=workers,
+        checkpoint_every=steps,
+        checkpoint_seconds=seconds,
+        timeout_seconds=spec.timeout_seconds,
+        startup_timeout_seconds=spec.startup_timeout_seconds,
     )
 
 
@@ -167,9 +172,23 @@ def _endpoint(spec: JobSpec, watcher: Watcher, directory: RunDirectory) -> Itera
     if spec.monitor.metrics_port is None:
         yield
         return
-    with MetricsEndpoint(watcher.metrics, spec.monitor.metrics_port) as endpoint:
+    token = None if spec.monitor.token_file is None else _token(spec.resolve(spec.monitor.token_file))
+    with MetricsEndpoint(watcher.metrics, spec.monitor.metrics_port, token) as endpoint:
         directory.write_endpoint(endpoint.url, endpoint.token)
         yield
+
+
+def _token(path: Path) -> str:
+    """The token kept in a file; a fresh one is put there, for its owner's eyes only, if there is none."""
+    try:
+        if not path.exists():
+            write_atomically(path, secrets.token_urlsafe(24).encode(), mode=0o600)
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"monitor.token_file: {path}: cannot be used: {error}") from None
+    if len(token) < 16 or not token.isprintable() or " " in token:
+        raise InputError(f"monitor.token_file: {path}: expected a token of at least 16 characters without spaces")
+    return token
 
 
 def _start_line(

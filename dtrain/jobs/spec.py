@@ -240,6 +240,8 @@ class MonitorSpec(_Section):
 
     metrics_port: int | None = Field(default=0, ge=0, le=65535)
     """Port of the Prometheus endpoint on 127.0.0.1; 0 for any free one, null for none."""
+    token_file: str | None = None
+    """File that holds the endpoint's token, made if it is not there; null for a fresh token each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,8 @@ class JobSpec(_Section):
     """What happens at a step whose loss or gradient is not finite: the run stops, or the step leaves no trace."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """How long a silent worker is waited for, beyond the time of a step, before it is replaced."""
+    startup_timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long a worker may take to start and to finish its first step."""
     monitor: MonitorSpec = MonitorSpec()
     base_dir: str = "."
     """Folder where relative paths of this file start; the folder of this file unless given."""
@@ -392,4 +396,9 @@ def parse_spec(
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a job file, for editors and for ``dtrain schema``."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **JobSpec.model_json_schema()}
+    schema = JobSpec.model_json_schema()
+    for section in schema["$defs"].values():
+        for key in section["properties"].values():
+            if isinstance(key.get("default"), dict) and set(key["default"]) == {"count", "unit"}:
+                key["default"] = str(Every(**key["default"]))  # as it is written in a job file
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

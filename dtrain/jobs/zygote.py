@@ -22,6 +22,15 @@ from pathlib import Path
 from dtrain.comm.threads import THREAD_VARIABLES
 
 _ANSWER_SECONDS = 20.0
+_START = """
+import importlib.util, sys
+found = importlib.util.spec_from_file_location(
+    "dtrain", {folder!r} + "/__init__.py", submodule_search_locations=[{folder!r}])
+sys.modules["dtrain"] = importlib.util.module_from_spec(found)
+found.loader.exec_module(sys.modules["dtrain"])
+from dtrain.jobs.zygote import main
+main({fd})
+"""  # the dtrain of the parent, whatever the current directory and whichever one is installed
 
 
 class Zygote:
@@ -33,9 +42,7 @@ class Zygote:
         self._socket = here
         self._lock = threading.Lock()
         self._pids: dict[int, int] = {}
-        # This dtrain, whatever the current directory and the way it was installed.
-        root = str(Path(__file__).resolve().parents[2])
-        code = f"import sys; sys.path.append({root!r}); from dtrain.jobs.zygote import main; main({there.fileno()})"
+        code = _START.format(folder=str(Path(__file__).resolve().parents[1]), fd=there.fileno())
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[there.fileno()], env=environment, stdin=subprocess.DEVNULL

@@ -362,6 +362,8 @@ class Coordinator:
                 if not any(self._is(m, Status.HALTING, Status.KILLED) for m in self.members):
                     self.mode = Mode.RECOVERING
                     self._out.append(Recover(self.generation))
+            elif self.mode is Mode.FORMING and self._is_stopping and self.generation == 0:
+                self._finish("stopped")
             elif self.mode is Mode.FORMING:
                 self._begin(now)
             elif self.mode is Mode.EVALUATING:

@@ -18,8 +18,8 @@ from dtrain.optim.schedules import Schedule
 
 Arrays = Mapping[str, NDArray[Any]]
 
-INIT_STREAM = 1
-"""The Philox stream of parameter initialisation; the sampler and dropout have their own."""
+INIT_STREAM = int.from_bytes(b"init", "big")
+"""The Philox stream of parameter initialisation; the sampler has its own, and dropout the small numbers."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Program:
 
     def initial_parameters(self) -> Any:
         """Run ``init`` with the job's own counter-based generator; the result is a function of the seed alone."""
-        return self.init(np.random.Generator(np.random.Philox(key=[self.seed, INIT_STREAM])))
+        return self.init(np.random.Generator(np.random.Philox(key=np.array([self.seed, INIT_STREAM], np.uint64))))
 
     def layout(self, parameters: Any) -> Layout:
         return Layout.of([(n, np.asarray(a)) for n, a in named_leaves(parameters)], self.dtype)

@@ -202,7 +202,7 @@ class Service:
                 self._handle(c.Joined(worker, message["numerics"]))
             case "halted":
                 self._handle(c.WorkerHalted(worker, message["generation"]))
-            case "evaluated" if message["generation"] == self._coordinator.generation:
+            case "evaluated" if self._is_awaited(message):
                 self._sums.update({int(k): v for k, v in message["sums"].items()})
                 if len(self._sums) == self._chunks:
                     self._evaluated(message["step"])
@@ -213,6 +213,11 @@ class Service:
             case "failed":
                 self._observer.event("worker_failed", message["error"], worker=worker, stack=message["stack"])
                 self._handle(c.Failed(worker, _worker_error(message)))
+
+    def _is_awaited(self, message: Message) -> bool:
+        """Whether a part of an evaluation belongs to one that goes on."""
+        coordinator = self._coordinator
+        return coordinator.mode is c.Mode.EVALUATING and message["generation"] == coordinator.generation
 
     def _is_resting(self, message: Message) -> bool:
         """Whether its sender now touches nothing until it is told to."""
@@ -374,27 +379,33 @@ class Service:
     def _settle(self) -> int:
         """Bring a failed run's memory to the end of a step, keep it as a checkpoint, and return that step."""
         self.memory.header[HALT] = _FOREVER
+        restless = {w for w in self.members if w not in self._at_rest}
+        self._listen(restless, self._is_resting)
+        for worker in list(restless):
+            with suppress(DtrainError):  # a thread of this process cannot be killed
+                self._launcher.kill(worker)
+        self._listen(restless, self._is_resting)  # a killed worker is gone, and writes no more, when its line ends
+        if restless or not self._members:
+            return self._recorder.next_step
+        step = self._recover().committed
+        self._snapshot(step)
+        return step
+
+    def _listen(self, workers: set[int], is_last: Callable[[Message], bool]) -> None:
+        """Hear these workers out for a while; take from the set who is gone or has said its last word."""
         deadline = time.monotonic() + _FAREWELL_SECONDS
-        restless = {w for w in self._members if w in self._channels} - self._at_rest
-        while restless and time.monotonic() < deadline:
+        while workers and time.monotonic() < deadline:
             for key, _ in self._selector.select(0.05):
                 if key.data is None:
                     os.read(self._wake_read, 64)
                     continue
                 try:
                     while (message := self._channels[key.data].receive(timeout_seconds=0)) is not None:
-                        if self._is_resting(message):
-                            restless.discard(key.data)
+                        if is_last(message):
+                            workers.discard(key.data)
                 except ChannelClosed:
                     self._forget(key.data)
-                    restless.discard(key.data)
-        for worker in restless:
-            self._launcher.kill(worker)
-        if not self._members:
-            return self._state.first_step
-        step = self._recover().committed
-        self._snapshot(step)
-        return step
+                    workers.discard(key.data)
 
     def _forget(self, worker: int) -> None:
         channel = self._channels.pop(worker)
@@ -406,17 +417,7 @@ class Service:
         """Let the workers go, kill who does not, and give everything back."""
         self.memory.header[HALT] = _FOREVER
         self._send({w: {"type": "stop"} for w in self._channels})
-        deadline = time.monotonic() + _FAREWELL_SECONDS
-        while self._channels and time.monotonic() < deadline:
-            for key, _ in self._selector.select(0.05):
-                if key.data is None:
-                    os.read(self._wake_read, 64)
-                    continue
-                try:
-                    while self._channels[key.data].receive(timeout_seconds=0) is not None:
-                        pass
-                except ChannelClosed:
-                    self._forget(key.data)
+        self._listen(set(self._channels), lambda message: False)
         self._launcher.close()
         for worker in list(self._channels):
             self._forget(worker)
@@ -430,8 +431,5 @@ class Service:
 
 def _worker_error(message: Message) -> DtrainError:
     """The error of a worker, as the user is to read it."""
-    text = str(message["error"])
-    if message.get("place") and str(message["place"]) not in text:
-        text += f" (at {message['place']})"
     kind: Callable[[str], DtrainError] = InputError if message["exit_code"] == 2 else WorkerError
-    return kind(text)
+    return kind(str(message["error"]))

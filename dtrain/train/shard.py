@@ -6,7 +6,9 @@ rank. The graph is traced once per number of samples; its plan is bound once per
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +17,12 @@ from numpy.typing import NDArray
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
 from dtrain.data.sampler import take_into
-from dtrain.errors import InputError, ShapeError
+from dtrain.errors import DtrainError, InputError, ShapeError
 from dtrain.graph import Arena, Bound, Graph, Plan, Tensor, backward, flatten, step_context, step_key, unflatten
 from dtrain.graph.tensor import recording
 from dtrain.train.program import Program
 
+_DTRAIN, _NUMPY = Path(__file__).parents[1], Path(np.__file__).parent
 EVAL_CHUNK = 256
 """Samples of an evaluation chunk: fixed, so that the figures do not depend on the number of workers."""
 
@@ -53,7 +56,14 @@ class _Signature:
         parameters = [graph.input(v, n) for n, v in zip(runner.layout.names, runner.parameters, strict=True)]
         samples = {k: graph.input(a, f"batch.{k}") for k, a in self.batch.arrays.items()}
         with step_context(program.seed, step, shard, training=True), recording(graph):
-            self._loss = _summed(program.loss(unflatten(runner.structure, parameters), samples), size)
+            state = np.random.get_state(legacy=False)
+            per_sample = called("loss", program.loss, unflatten(runner.structure, parameters), samples)
+            if not _is_same(state, np.random.get_state(legacy=False)):
+                raise InputError(
+                    "loss: it draws from np.random, which is another number on every worker; use dtrain.nn.dropout, or "
+                    "dtrain.graph.random_words for other random numbers"
+                )
+            self._loss = _summed(per_sample, size)
             gradients = backward([self._loss], None, parameters)
             if not _depends(self._loss, parameters):
                 raise InputError("loss: its value does not depend on params; there is nothing to learn")
@@ -75,6 +85,31 @@ class _Signature:
             outputs = [self.loss, *runner.layout.views(runner.memory.gradients[shard])]
             bound = self._bound[shard] = self._plan.bind(self._inputs, outputs, self._arena)
         return bound
+
+
+def called(name: str, function: Callable[[Any, Any], Any], parameters: Any, samples: Any) -> Any:
+    """Call a function of the user's; what goes wrong in it is theirs, told with the innermost line of their code."""
+    try:
+        return function(parameters, samples)
+    except DtrainError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line outside of dtrain and NumPy; empty if there is none."""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not Path(frame.filename).is_relative_to(_DTRAIN) and not Path(frame.filename).is_relative_to(_NUMPY):
+            place = f"; made at {Path(frame.filename).name}:{frame.lineno}"
+    return place
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    return before["state"]["pos"] == after["state"]["pos"] and bool(
+        np.array_equal(before["state"]["key"], after["state"]["key"])
+    )
 
 
 def _depends(result: Tensor, on: list[Tensor]) -> bool:
@@ -137,8 +172,10 @@ class ShardRunner:
         batch.fill(np.arange(lo, hi))
         parameters = unflatten(self.structure, self.parameters)
         with step_context(program.seed, 0, chunk, training=False), np.errstate(all="ignore"):
-            loss = np.asarray(program.loss(parameters, batch.arrays))
-            values = {} if program.metrics is None else dict(program.metrics(parameters, batch.arrays))
+            loss = np.asarray(called("loss", program.loss, parameters, batch.arrays))
+            values = {}
+            if program.metrics is not None:
+                values = dict(called("metrics", program.metrics, parameters, batch.arrays))
         sums = {"samples": float(hi - lo), "loss": _per_sample_sum("loss", loss, hi - lo)}
         for name, value in values.items():
             sums[name] = _per_sample_sum(f"metrics[{name!r}]", np.asarray(value), hi - lo)

@@ -15,7 +15,6 @@ import os
 import traceback
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
@@ -65,7 +64,7 @@ class Worker:
     def _report(self, error: BaseException, exit_code: int) -> None:
         text = str(error) if isinstance(error, DtrainError) else f"{type(error).__name__}: {error}"
         stack = "".join(traceback.format_exception(error))
-        report = {"type": "failed", "error": text, "exit_code": exit_code, "stack": stack, "place": _place(error)}
+        report = {"type": "failed", "error": text, "exit_code": exit_code, "stack": stack}
         try:
             self._channel.send(report)
             self._channel.receive()
@@ -198,13 +197,3 @@ class Member:
         barrier.wait(4 * step + UPDATED)
         self._last_wait = perf_counter() - t3
         return True
-
-
-def _place(error: BaseException) -> str:
-    """The innermost line outside dtrain and NumPy where the error arose: the user's line, if it was the user's."""
-    place = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        parts: Any = frame.filename.replace("\\", "/").split("/")
-        if "dtrain" not in parts and "numpy" not in parts:
-            place = f"{frame.filename}:{frame.lineno}"
-    return place

@@ -276,6 +276,28 @@ def test_metrics_are_served_while_the_run_lasts(job, tmp_path):
     assert not (run / "endpoint.json").exists()
 
 
+def test_a_token_file_keeps_the_token_from_run_to_run(job, tmp_path):
+    path = job(monitor={"metrics_port": 0, "token_file": "token"}, epochs=3000)
+    for attempt in range(2):
+        run = tmp_path / f"run{attempt}"
+        process = subprocess.Popen(
+            command("run", path, "--workers", 1, "--run-dir", run, "-q"), stdout=subprocess.DEVNULL
+        )
+        wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))  # noqa: B023
+        token = (tmp_path / "token").read_text()
+        assert json.loads((run / "endpoint.json").read_text())["token"] == token
+        process.send_signal(2)
+        process.wait(30)
+        if attempt == 0:
+            first = token
+            assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    assert token == first
+    (tmp_path / "token").write_text("short")
+    done = dtrain("run", path, "-q")
+    assert done.returncode == 2
+    assert "monitor.token_file" in done.stderr
+
+
 def test_a_terminal_shows_a_live_line(job, tmp_path):
     controller, terminal = pty.openpty()
     process = subprocess.Popen(

@@ -135,15 +135,24 @@ def test_an_init_function_is_a_function_of_the_seed(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 1, "steps": 1}, "epochs and steps are both given"),
+        ({"epochs": 1, "steps": 1}, "fit: epochs and steps are both given"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
-        ({"optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": -1}}, "clip_norm"),
-        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": -1}}, "fit: optimizer.clip_norm: expected"),
+        ({"optimizer": {"name": "sgd", "clip_nom": 1}}, "clip_nom"),
+        ({"batch": 0}, "fit: batch: expected at least 1, got 0"),
+        ({"shards": 1.5}, "fit: shards: expected an integer"),
+        ({"workers": -1}, "fit: workers: expected auto or an integer of at least 0"),
+        ({"workers": "two"}, "fit: workers: expected auto or an integer of at least 0"),
+        ({"lr": "abc"}, "fit: optimizer.lr: expected"),
+        ({"dtype": "int32"}, "fit: dtype: expected"),
+        ({"on_nonfinite": "foo"}, "fit: on_nonfinite: expected"),
+        ({"timeout_seconds": -1}, "fit: timeout_seconds: expected"),
+        ({"seed": -1}, "fit: seed: expected"),
     ],
 )
 def test_arguments_that_do_not_fit(data, arguments, message):
     with pytest.raises(InputError, match=message):
-        dtrain.fit(squares, {"w": np.zeros(4)}, data, workers=0, progress=False, **arguments)
+        dtrain.fit(squares, {"w": np.zeros(4)}, data, **{"workers": 0, "progress": False, **arguments})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -159,6 +168,30 @@ def test_errors_of_the_loss_are_raised_with_their_line(data, workers):
 
     with pytest.raises(InputError, match="does not depend on params"):
         dtrain.fit(no_dependence, {"w": np.zeros(4)}, data, workers=workers, progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mistakes_that_numpy_or_python_finds_are_told_with_their_line_too(data, workers):
+    def missing_key(params, batch):
+        return batch["z"] @ params["w"]
+
+    with pytest.raises(InputError, match=r"loss: KeyError: 'z'; made at test_fit.py:\d+"):
+        dtrain.fit(missing_key, {"w": np.zeros(4)}, data, workers=workers, progress=False)
+
+    def random(params, batch):
+        return squares(params, batch) * np.random.rand()
+
+    with pytest.raises(InputError, match="draws from np.random"):
+        dtrain.fit(random, {"w": np.zeros(4)}, data, workers=workers, progress=False)
+
+
+def test_seeds_beyond_2_to_the_63_are_all_different(data):
+    def init(rng):
+        return {"w": rng.standard_normal(4)}
+
+    seeds = (2**63 + 1, 2**63 + 3, 2**64 - 1)
+    found = {dtrain.fit(squares, init, data, steps=1, workers=0, progress=False, seed=s).params["w"][0] for s in seeds}
+    assert len(found) == 3
 
 
 def test_a_loss_that_is_not_finite_is_raised(data):

@@ -300,6 +300,7 @@ def test_what_decides_the_result_is_what_the_digest_covers() -> None:
         "checkpoint": {"keep": 1},
         "on_nonfinite": "skip",
         "timeout_seconds": 1.0,
+        "startup_timeout_seconds": 9.0,
         "monitor": {"metrics_port": None},
         "base_dir": "elsewhere",
     }
