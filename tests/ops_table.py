@@ -6,55 +6,17 @@ in no row. Inputs keep away from kinks and from the edges of domains by construc
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+import tests.ops_rows.elementwise
+import tests.ops_rows.statistics  # noqa: F401
 from dtrain import graph
+from tests.ops_samples import ABOVE, CUBE, INSIDE, MASK, POSITIVE, ROWS, SAMPLES, V, X, Y, real, row, tensor
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One row: `function` of NumPy arrays, the same in PyTorch (None: no counterpart), and float64 inputs."""
-
-    name: str
-    function: Callable[..., Any]
-    torch: Callable[..., Any] | None
-    inputs: tuple[np.ndarray, ...]
-    orders: int = 2
-    """How many orders of derivative the own gradient check takes."""
-
-
-SAMPLES: list[Sample] = []
-
-
-def real(name: str, *shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray:
-    """Return reproducible numbers in [low, high], no two of them closer than the kinks' tests can stand."""
-    size = int(np.prod(shape))
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    grid = low + (high - low) * (np.arange(size) + 0.5 + 0.2 * (rng.random(size) - 0.5)) / max(size, 1)
-    return rng.permutation(grid).reshape(shape)
-
-
-def row(name: str, function: Any, oracle: Any, *inputs: np.ndarray, orders: int = 2) -> None:
-    SAMPLES.append(Sample(name, function, oracle, inputs, orders))
-
-
-X, Y, V = real("x", 3, 4), real("y", 3, 4), real("v", 4)
-POSITIVE = real("p", 3, 4, low=0.3, high=3.0)
-INSIDE = real("i", 3, 4, low=-0.9, high=0.9)
-ABOVE = real("a", 3, 4, low=1.2, high=3.0)
-CUBE, ONES = real("c", 2, 3, 4), np.ones((3, 4))
-ROWS = np.array([2, 0, 2, 1])
-MASK = (np.arange(12).reshape(3, 4) % 3) == 0
-tensor = torch.tensor
-
-# -- elementwise
-# -------------------------------------------------------------------------------------------------------------------
+# -- elementwise -------------------------------------------------------------------------------------------------------
 
 for _name, _input in {
     "negative": X, "positive": X, "exp": X, "exp2": X, "expm1": X, "log": POSITIVE, "log2": POSITIVE, "log10": POSITIVE,
@@ -141,8 +103,7 @@ row("floor_divide", lambda x: x * (x // 0.7), lambda x: x * torch.floor_divide(x
 row("mod operator", lambda x: x % 0.7, lambda x: x % 0.7, X)
 row("isclose", lambda x: np.where(np.isclose(x, x + 1e-12), x, 0), lambda x: x * 1.0, X)
 
-# -- reductions
-# --------------------------------------------------------------------------------------------------------------------
+# -- reductions --------------------------------------------------------------------------------------------------------
 
 for _axis in (None, 0, -1, (0, 2), (1,)):
     for _keep in (False, True):
@@ -220,402 +181,7 @@ row(
 )
 row("maximum ties", np.maximum, torch.maximum, np.ones(3), np.array([1.0, 2.0, 0.0]), orders=0)
 
-# -- shapes
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
+# -- shapes ------------------------------------------------------------------------------------------------------------
 
 row("reshape", lambda x: np.reshape(x, (4, -1)) * 2, lambda x: x.reshape(4, -1) * 2, CUBE)
 row("x.reshape", lambda x: x.reshape(6, 4), lambda x: x.reshape(6, 4), CUBE)
@@ -682,7 +248,7 @@ row("x.cumsum", lambda x: x.cumsum(), lambda x: torch.cumsum(x.ravel(), 0), X)
 row("amax amin", lambda x: np.amax(x, axis=0) + np.amin(x, axis=0), lambda x: x.amax(0) + x.amin(0), X)
 row("vecdot", lambda x, y: np.vecdot(x, y), torch.linalg.vecdot, X, Y)
 
-# -- indexing ----------------------------------------
+# -- indexing ----------------------------------------------------------------------------------------------------------
 
 row("x[1:, ::-2]", lambda x: x[1:, ::-2], lambda x: torch.flip(x, (1,))[1:, ::2], X)
 row("x[1]", lambda x: x[1] * x[-1, 2], lambda x: x[1] * x[-1, 2], X)
@@ -706,7 +272,7 @@ row(
 )
 row("iteration", lambda x: next(a * b for a, b in zip(x, x[::-1], strict=True)) * len(x), lambda x: x[0] * x[2] * 3, X)
 
-# -- products ----------------------------------------
+# -- products ----------------------------------------------------------------------------------------------------------
 
 _B, _C = real("b", 4, 5), real("d", 2, 4, 3)
 row("matmul", np.matmul, torch.matmul, X, _B)
@@ -756,7 +322,7 @@ row(
 row("norm 1", lambda x: np.linalg.norm(x, 1, axis=1), lambda x: torch.linalg.norm(x, 1, dim=1), X)
 row("norm inf", lambda x: np.linalg.norm(x, np.inf, axis=1), lambda x: torch.linalg.norm(x, float("inf"), dim=1), X)
 
-# -- together ----------------------------------------
+# -- together ----------------------------------------------------------------------------------------------------------
 
 row("softmax cross-entropy",
     lambda s: np.mean(graph.logsumexp(s, axis=1) - s[np.arange(3), [0, 1, 2]]),
@@ -765,3 +331,5 @@ row("two layers",
     lambda x, w, b, u: np.sum(np.square(np.tanh(x @ w + b) @ u)),
     lambda x, w, b, u: torch.sum(torch.square(torch.tanh(x @ w + b) @ u)),
     X, _B, real("b1", 5), real("u", 5, 2))  # fmt: skip
+
+__all__ = ["SAMPLES"]

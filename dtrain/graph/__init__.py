@@ -20,7 +20,7 @@ from dtrain.graph.context import (
     step_key,
 )
 from dtrain.graph.differentiate import backward
-from dtrain.graph.ops.elementwise import relu, sigmoid
+from dtrain.graph.ops.choice import relu, sigmoid
 from dtrain.graph.ops.reduction import logsumexp
 from dtrain.graph.ops.shape import stop_gradient
 from dtrain.graph.plan import Arena, Bound, Plan

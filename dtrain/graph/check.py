@@ -18,7 +18,11 @@ from dtrain.errors import DtrainError
 from dtrain.graph.api import trace, vjp
 from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
 
-KINKED = {"relu", "maximum", "minimum", "absolute", "sign", "max", "min", "clamp", "floor", "ceil", "rint", "trunc"}
+KINKED = {
+    *("relu", "maximum", "minimum", "fmax", "fmin", "absolute", "copysign", "sign", "max", "min", "clamp"),
+    *("floor", "ceil", "rint", "trunc", "floor_divide", "argsort", "argpartition", "argmax", "argmin"),
+    "searchsorted",
+}
 """Primitives with a kink or jump, beside the comparisons that steer np.where."""
 
 BANDS = (
@@ -104,9 +108,11 @@ def _decisions(f: Callable[..., Any], args: Sequence[Any]) -> list[tuple[str, np
             continue
         values = [np.asarray(i.value) for i in node.inputs]
         where = f"{node.op.name} at {node.location}"
-        if node.op.name in ("relu", "absolute", "sign"):
+        if values and values[0].dtype.kind == "c":
+            continue
+        if node.op.name in ("relu", "absolute", "sign", "copysign"):
             result.append((where, np.sign(values[0])))
-        elif node.op.name in ("maximum", "minimum"):
+        elif node.op.name in ("maximum", "minimum", "fmax", "fmin"):
             result.append((where, np.sign(values[0] - values[1])))
         elif node.op.name in ("max", "min"):
             axis = node.static["axis"]

@@ -10,8 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
-from dtrain.graph.ops import arrange, elementwise, indexing, linear, reduction, shape
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
+from dtrain.graph.ops import (
+    accumulate,
+    arrange,
+    choice,
+    complex_numbers,
+    elementwise,
+    indexing,
+    linear,
+    order,
+    reduction,
+    shape,
+    statistics,
+    transcendental,  # noqa: F401  (its ufuncs are found among the primitives)
+)
 from dtrain.graph.primitive import PRIMITIVES, Ufunc
 from dtrain.graph.tensor import Tensor
 
@@ -33,50 +46,114 @@ def _atleast_1d(x: Any) -> Any:
     return x if x.ndim else np.reshape(x, (1,))
 
 
-def _float_power(x: Any, y: Any) -> Any:
-    """np.float_power computes in float64 at least."""
-    x, y = (shape.astype(o, np.float64) if isinstance(o, Tensor) else np.asarray(o, np.float64)[()] for o in (x, y))
-    return elementwise.power(x, y)
-
-
 def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> Any:
     return np.abs(a - b) <= atol + rtol * np.abs(b)
 
 
 UFUNCS.update({op.ufunc: op for op in PRIMITIVES.values() if isinstance(op, Ufunc)})
-UFUNCS[np.maximum] = elementwise.relu_or_maximum
-UFUNCS[np.power] = elementwise.power
-UFUNCS[np.float_power] = _float_power
-UFUNCS[np.fabs] = elementwise.absolute
-UFUNCS[np.matmul] = linear.matmul
-UFUNCS[np.vecdot] = arrange.vecdot
-UFUNCS[np.conjugate] = lambda x: x
+UFUNCS.update(
+    {
+        np.maximum: choice.relu_or_maximum,
+        np.power: elementwise.power,
+        np.float_power: elementwise.float_power,
+        np.fabs: elementwise.absolute,
+        np.divmod: elementwise.divmod_,
+        np.modf: elementwise.modf,
+        np.conjugate: complex_numbers.conjugate,
+        np.matmul: linear.matmul,
+        np.vecdot: arrange.vecdot,
+    }
+)
 
 REDUCTIONS.update(
     {
-        np.add: reduction.add_reduce,
-        np.maximum: reduction.max_reduce,
-        np.minimum: reduction.min_reduce,
+        np.add: reduction.of_ufunc(reduction.sum),
+        np.multiply: reduction.of_ufunc(reduction.prod),
+        np.maximum: reduction.of_ufunc(reduction.max),
+        np.minimum: reduction.of_ufunc(reduction.min),
+        np.logical_and: reduction.of_ufunc(reduction.all),
+        np.logical_or: reduction.of_ufunc(reduction.any),
+    }
+)
+
+ACCUMULATIONS.update(
+    {
+        np.add: accumulate.of_ufunc(accumulate.cumsum),
+        np.multiply: accumulate.of_ufunc(accumulate.cumprod),
+        np.maximum: accumulate.running_maximum,
+        np.minimum: accumulate.running_minimum,
+    }
+)
+
+FUNCTIONS.update(  # elementwise
+    {
+        np.where: choice.where,
+        np.clip: choice.clip,
+        np.select: choice.choose_by_conditions,
+        np.choose: choice.choose,
+        np.nan_to_num: choice.nan_to_num,
+        np.round: elementwise.round_,
+        np.around: elementwise.round_,
+        np.fix: np.trunc,
+        np.sinc: elementwise.sinc,
+        np.real: complex_numbers.real,
+        np.imag: complex_numbers.imag,
+        np.angle: complex_numbers.angle,
+        np.isclose: _isclose,
+        np.allclose: lambda a, b, rtol=1e-5, atol=1e-8: np.all(_isclose(a, b, rtol, atol)),
+    }
+)
+
+FUNCTIONS.update(  # reductions
+    {
+        np.sum: reduction.sum,
+        np.prod: reduction.prod,
+        np.max: reduction.max,
+        np.amax: reduction.max,
+        np.amin: reduction.min,
+        np.min: reduction.min,
+        np.all: reduction.all,
+        np.any: reduction.any,
+        np.argmax: reduction.argmax,
+        np.argmin: reduction.argmin,
+        np.mean: statistics.mean,
+        np.var: statistics.var,
+        np.std: statistics.std,
+        np.average: statistics.average,
+        np.ptp: statistics.ptp,
+        np.count_nonzero: statistics.count_nonzero,
+        np.cov: statistics.cov,
+        np.corrcoef: statistics.corrcoef,
+        np.nansum: statistics.nansum,
+        np.nanprod: statistics.nanprod,
+        np.nanmean: statistics.nanmean,
+        np.nanvar: statistics.nanvar,
+        np.nanstd: statistics.nanstd,
+        np.nanmax: statistics.nanmax,
+        np.nanmin: statistics.nanmin,
+        np.nanargmax: statistics.nanargmax,
+        np.nanargmin: statistics.nanargmin,
+        np.cumsum: accumulate.cumsum,
+        np.cumprod: accumulate.cumprod,
+        np.nancumsum: accumulate.nancumsum,
+        np.nancumprod: accumulate.nancumprod,
+        np.cumulative_sum: accumulate.cumulative_sum,
+        np.cumulative_prod: accumulate.cumulative_prod,
+        np.sort: order.sort,
+        np.argsort: order.argsort,
+        np.partition: order.partition,
+        np.argpartition: order.argpartition,
+        np.searchsorted: order.searchsorted,
+        np.digitize: order.digitize,
+        np.median: order.median,
+        np.nanmedian: order.nanmedian,
+        np.quantile: order.quantile,
+        np.percentile: order.percentile,
     }
 )
 
 FUNCTIONS.update(
     {
-        np.sum: reduction.sum,
-        np.mean: reduction.mean,
-        np.max: reduction.max,
-        np.amax: reduction.max,
-        np.amin: reduction.min,
-        np.min: reduction.min,
-        np.prod: reduction.prod,
-        np.var: reduction.var,
-        np.std: reduction.std,
-        np.all: reduction.all,
-        np.any: reduction.any,
-        np.argmax: reduction.argmax,
-        np.argmin: reduction.argmin,
-        np.where: elementwise.where,
-        np.clip: elementwise.clip,
         np.reshape: shape.reshape,
         np.ravel: shape.ravel,
         np.transpose: shape.transpose,
@@ -103,7 +180,6 @@ FUNCTIONS.update(
         np.pad: arrange.pad,
         np.tril: arrange.tril,
         np.triu: arrange.triu,
-        np.cumsum: arrange.cumsum,
         np.take: indexing.take,
         np.take_along_axis: indexing.take_along_axis,
         np.dot: linear.dot,
@@ -113,7 +189,6 @@ FUNCTIONS.update(
         np.einsum: linear.einsum,
         np.trace: linear.trace,
         np.linalg.norm: linear.norm,
-        np.isclose: _isclose,
         np.shape: _static("shape"),
         np.ndim: _static("ndim"),
         np.size: _size,
@@ -126,12 +201,12 @@ METHODS.update(
         "getitem": indexing.getitem,
         "transpose": shape.transpose,
         "sum": reduction.sum,
-        "mean": reduction.mean,
+        "mean": statistics.mean,
         "max": reduction.max,
         "min": reduction.min,
         "prod": reduction.prod,
-        "var": reduction.var,
-        "std": reduction.std,
+        "var": statistics.var,
+        "std": statistics.std,
         "all": reduction.all,
         "any": reduction.any,
         "argmax": reduction.argmax,
@@ -144,9 +219,20 @@ METHODS.update(
         "astype": shape.astype,
         "copy": shape.copy,
         "take": indexing.take,
-        "cumsum": arrange.cumsum,
+        "cumsum": accumulate.cumsum,
+        "cumprod": accumulate.cumprod,
+        "ptp": statistics.ptp,
+        "argsort": order.argsort,
+        "argpartition": order.argpartition,
+        "searchsorted": order.searchsorted,
+        "round": elementwise.round_,
+        "choose": choice.choose,
+        "conj": complex_numbers.conjugate,
+        "conjugate": complex_numbers.conjugate,
+        "real": complex_numbers.real,
+        "imag": complex_numbers.imag,
         "repeat": arrange.repeat,
         "dot": linear.dot,
-        "clip": elementwise.clip,
+        "clip": choice.clip,
     }
 )

@@ -14,6 +14,8 @@ UFUNCS: dict[np.ufunc, Callable[..., Any]] = {}
 """What records each NumPy ufunc; filled by `numpy_functions.py`, the table of all that is covered."""
 REDUCTIONS: dict[np.ufunc, Callable[..., Any]] = {}
 """What records `ufunc.reduce`."""
+ACCUMULATIONS: dict[np.ufunc, Callable[..., Any]] = {}
+"""What records `ufunc.accumulate`."""
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """What records each NumPy function that is not a ufunc."""
 
@@ -61,6 +63,12 @@ class Operators:
 
     def __rmod__(self, other: Any) -> Any:
         return UFUNCS[np.remainder](other, self)
+
+    def __divmod__(self, other: Any) -> Any:
+        return UFUNCS[np.divmod](self, other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return UFUNCS[np.divmod](other, self)
 
     def __pow__(self, other: Any) -> Any:
         return UFUNCS[np.power](self, other)
@@ -118,6 +126,9 @@ class Operators:
 
     def __invert__(self) -> Any:
         return UFUNCS[np.invert](self)
+
+    def __round__(self, digits: int = 0) -> Any:
+        return FUNCTIONS[np.round](self, digits)
 
     def __pos__(self) -> Any:
         return self

@@ -149,7 +149,8 @@ class View(Primitive):
 
     def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
         (x,) = inputs
-        return self.view(prototype(x.shape, x.dtype), **static).shape, x.dtype
+        shown = self.view(prototype(x.shape, x.dtype), **static)
+        return shown.shape, shown.dtype
 
     def evaluate(self, values: Sequence[Any], static: Static) -> Any:
         x = np.asarray(values[0])
@@ -246,8 +247,8 @@ def promote(args: Sequence[Any]) -> Sequence[Any]:
     return result
 
 
-_SCALARS = frozenset((bool, int, float))
-_WEAK: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
+_SCALARS = frozenset((bool, int, float, complex))
+_WEAK: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float, "c": complex}
 
 
 @cache
@@ -295,6 +296,8 @@ def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
             value = op.evaluate([i._value if i._value is not None else i.value for i in inputs], static)
             return Tensor(graph, op, inputs, static, value.shape, value.dtype, value, line, "", weak)
         shape, dtype = op.infer(inputs, static)
+    except np.linalg.LinAlgError as error:
+        raise np.linalg.LinAlgError(f"{op.name}: {error}; made at {format_line(line)}") from error
     except (ValueError, IndexError) as error:
         shapes = ", ".join(str(i.shape) for i in inputs)
         if op.name == "matmul" and len(inputs) == 2:

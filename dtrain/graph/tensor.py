@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from dtrain.errors import TraceError, UnsupportedFunctionError
-from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS, Operators
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, UFUNCS, Operators
 
 if TYPE_CHECKING:
     from dtrain.graph.primitive import Primitive
@@ -31,6 +31,11 @@ _LAYERS = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "nn") + os.sep
 _MODELS = os.path.join(_LAYERS, "models") + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
 _SKIPPED: dict[str, bool] = {}
+_TABLES: dict[str, dict[np.ufunc, Callable[..., Any]]] = {
+    "__call__": UFUNCS,
+    "reduce": REDUCTIONS,
+    "accumulate": ACCUMULATIONS,
+}
 
 
 def _is_skipped(filename: str) -> bool:
@@ -225,13 +230,19 @@ class Tensor(Operators):
                 f"out= (or an in-place operator such as a += b on a plain array) in np.{ufunc.__name__}",
                 "arrays are not changed while tracing; write a = a + b",
             )
-        table = UFUNCS if method == "__call__" else REDUCTIONS if method == "reduce" else None
+        if method == "outer" and not options and ufunc in UFUNCS and len(inputs) == 2:
+            x, y = inputs
+            return ufunc(x[(..., *(None,) * np.ndim(y))] if np.ndim(y) else x, y)
+        table = _TABLES.get(method)
         function = table.get(ufunc) if table is not None else None
         if function is None:
             suffix = "" if method == "__call__" else f".{method}"
             raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__}{suffix}"))
         if options and method == "__call__":
-            raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__} with {', '.join(sorted(options))}="))
+            raise UnsupportedFunctionError(
+                f"np.{ufunc.__name__} with {', '.join(sorted(options))}= is not covered; used at "
+                f"{format_line(user_line())}; use np.where(mask, result, other) for where=, x.astype() for dtype="
+            )
         return function(*inputs, **options)
 
     def __array_function__(
@@ -252,6 +263,18 @@ class Tensor(Operators):
     @property
     def T(self) -> Tensor:
         return METHODS["transpose"](self)  # type: ignore[no-any-return]
+
+    @property
+    def mT(self) -> Tensor:
+        return METHODS["mT"](self)  # type: ignore[no-any-return]
+
+    @property
+    def real(self) -> Tensor:
+        return METHODS["real"](self)  # type: ignore[no-any-return]
+
+    @property
+    def imag(self) -> Tensor:
+        return METHODS["imag"](self)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that are not attributes: the array methods (x.sum(), x.reshape(...)) of the table.

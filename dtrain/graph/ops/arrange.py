@@ -1,10 +1,9 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Rearrangements composed of the shape and indexing primitives, and the running sum."""
+"""Rearrangements composed of the shape and indexing primitives."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,7 @@ import numpy as np
 from dtrain.errors import UnsupportedFunctionError
 from dtrain.graph.ops.indexing import embed
 from dtrain.graph.ops.reduction import normalize_axes
-from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, record, resolve
-
-
-def _accumulate_shape(x: Any, *, axis: int) -> tuple[Shape, np.dtype[Any]]:
-    return x.shape, np.add.reduce(np.zeros(1, x.dtype)).dtype if x.dtype.kind in "biu" else resolve(
-        np.positive, x.dtype
-    )
-
-
-def _accumulate_bind(out: np.ndarray, x: np.ndarray, *, axis: int) -> Call:
-    return partial(np.add.accumulate, x, axis, None, out)
-
-
-@primitive(shape=_accumulate_shape, bind=_accumulate_bind)
-def cumsum_(g, out, x, *, axis):
-    """np.cumsum along one axis. The gradient sums from the other end."""
-    return np.flip(np.cumsum(np.flip(g, axis), axis=axis), axis)
-
-
-def cumsum(x: Any, axis: Any = None, dtype: Any = None, out: None = None) -> Any:
-    """Record np.cumsum."""
-    x = as_tensor(x)
-    if dtype is not None:
-        x = x.astype(dtype)
-    if axis is None:
-        x, axis = x.reshape(-1), 0
-    return record(cumsum_, (x,), {"axis": normalize_axes(axis, x.ndim)[0]})
+from dtrain.graph.primitive import record
 
 
 def flip(x: Any, axis: Any = None) -> Any:

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Reductions: sums, extremes, means, and those composed of them.
+"""Reductions: sums, products, extremes and their places; means are in `statistics.py`.
 
 An axis is an int, a tuple of ints or None; `keepdims` as in NumPy. Sums run in NumPy's own order, so the planned
 result has NumPy's bits.
@@ -140,98 +140,110 @@ def argmin_(g, out, x, *, axis):
 
 def _reduce(op: Any, x: Any, axis: Any, keepdims: Any) -> Any:
     x = as_tensor(x)
-    return record(op, (x,), {"axis": normalize_axes(axis, x.ndim), "keepdims": keepdims is True})
+    return record(op, (x,), {"axis": normalize_axes(axis, x.ndim), "keepdims": is_given(keepdims) and bool(keepdims)})
 
 
-def sum(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
+def is_given(option: Any) -> bool:
+    """Whether an optional argument was given: neither None nor NumPy's own stand-in for nothing."""
+    return option is not None and option is not np._NoValue  # type: ignore[attr-defined]
+
+
+def masked(x: Any, where: Any, fill: Any) -> Any:
+    """Return x with `fill` where the mask of a reduction is False."""
+    return x if where is True or not is_given(where) else np.where(where, x, fill)
+
+
+def sum(
+    x: Any,
+    axis: Any = None,
+    dtype: Any = None,
+    out: None = None,
+    keepdims: Any = False,
+    initial: Any = None,
+    where: Any = True,
+) -> Any:
     """Record np.sum."""
+    x = as_tensor(x)
     if dtype is not None:
-        x = as_tensor(x).astype(dtype)
-    return _reduce(sum_, x, axis, keepdims)
+        x = x.astype(dtype)
+    result = _reduce(sum_, masked(x, where, 0), axis, keepdims)
+    return result + initial if is_given(initial) else result
 
 
-def add_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
-    """Record np.add.reduce, whose default axis is 0."""
-    return sum(x, axis, dtype, keepdims=keepdims)
-
-
-def max(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
-    """Record np.max."""
-    return _reduce(max_, x, axis, keepdims)
-
-
-def min(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
-    """Record np.min."""
-    return _reduce(min_, x, axis, keepdims)
-
-
-def max_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
-    """Record np.maximum.reduce."""
-    return _reduce(max_, x, axis, keepdims)
-
-
-def min_reduce(x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
-    """Record np.minimum.reduce."""
-    return _reduce(min_, x, axis, keepdims)
-
-
-def prod(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
+def prod(
+    x: Any,
+    axis: Any = None,
+    dtype: Any = None,
+    out: None = None,
+    keepdims: Any = False,
+    initial: Any = None,
+    where: Any = True,
+) -> Any:
     """Record np.prod."""
-    return _reduce(prod_, x, axis, keepdims)
+    x = as_tensor(x)
+    if dtype is not None:
+        x = x.astype(dtype)
+    result = _reduce(prod_, masked(x, where, 1), axis, keepdims)
+    return result * initial if is_given(initial) else result
 
 
-def all(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
+def _extreme_of(op: Any, ufunc: np.ufunc, x: Any, axis: Any, keepdims: Any, initial: Any, where: Any) -> Any:
+    x = as_tensor(x)
+    if not is_given(initial):
+        if where is not True and is_given(where):
+            raise ValueError(f"np.{ufunc.__name__}.reduce with where= needs initial=, the result where all are masked")
+        return _reduce(op, x, axis, keepdims)
+    axes = normalize_axes(axis, x.ndim)
+    if 0 in [x.shape[a] for a in axes]:
+        return np.full_like(np.sum(x, axis=axes, keepdims=keepdims is True), initial)
+    return ufunc(_reduce(op, masked(x, where, initial), axis, keepdims), initial)
+
+
+def max(
+    x: Any, axis: Any = None, out: None = None, keepdims: Any = False, initial: Any = None, where: Any = True
+) -> Any:
+    """Record np.max."""
+    return _extreme_of(max_, np.maximum, x, axis, keepdims, initial, where)
+
+
+def min(
+    x: Any, axis: Any = None, out: None = None, keepdims: Any = False, initial: Any = None, where: Any = True
+) -> Any:
+    """Record np.min."""
+    return _extreme_of(min_, np.minimum, x, axis, keepdims, initial, where)
+
+
+def all(x: Any, axis: Any = None, out: None = None, keepdims: Any = False, where: Any = True) -> Any:
     """Record np.all."""
-    return _reduce(all_, x, axis, keepdims)
+    return _reduce(all_, masked(x, where, True), axis, keepdims)
 
 
-def any(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
+def any(x: Any, axis: Any = None, out: None = None, keepdims: Any = False, where: Any = True) -> Any:
     """Record np.any."""
-    return _reduce(any_, x, axis, keepdims)
+    return _reduce(any_, masked(x, where, False), axis, keepdims)
 
 
-def _count(x: Tensor, axis: Any) -> int:
-    n = 1
-    for i in normalize_axes(axis, x.ndim):
-        n *= x.shape[i]
-    return n
+def of_ufunc(function: Any) -> Any:
+    """Make `ufunc.reduce` of a reduction: its default axis is 0."""
 
+    def reduce(
+        x: Any, axis: Any = 0, dtype: Any = None, out: None = None, keepdims: Any = False, **options: Any
+    ) -> Any:
+        if dtype is not None:
+            options["dtype"] = dtype
+        return function(x, axis=axis, keepdims=keepdims, **options)
 
-def mean(x: Any, axis: Any = None, dtype: Any = None, out: None = None, keepdims: Any = False) -> Any:
-    """Record np.mean: the sum divided by the count, as NumPy does it."""
-    x = as_tensor(x)
-    if x.dtype.kind in "biu" and dtype is None:
-        x = x.astype(np.float64)
-    return sum(x, axis, dtype, keepdims=keepdims) / _count(x, axis)
-
-
-def var(
-    x: Any, axis: Any = None, dtype: Any = None, out: None = None, ddof: int = 0, keepdims: Any = False, **options: Any
-) -> Any:
-    """Record np.var: the mean square of what remains after the mean, in two passes as NumPy."""
-    x = as_tensor(x)
-    if x.dtype.kind in "biu":
-        x = x.astype(np.float64)
-    ddof = options.pop("correction", ddof)
-    centre = x - mean(x, axis, keepdims=True)
-    return sum(np.square(centre), axis, keepdims=keepdims) / (_count(x, axis) - ddof)
-
-
-def std(
-    x: Any, axis: Any = None, dtype: Any = None, out: None = None, ddof: int = 0, keepdims: Any = False, **options: Any
-) -> Any:
-    """Record np.std."""
-    return np.sqrt(var(x, axis, dtype, None, ddof, keepdims, **options))
+    return reduce
 
 
 def _arg(op: Any, x: Any, axis: Any, keepdims: Any) -> Any:
     x = as_tensor(x)
     if axis is None:
         result = record(op, (np.reshape(x, -1),), {"axis": 0})
-        return np.reshape(result, (1,) * x.ndim) if keepdims is True else result
+        return np.reshape(result, (1,) * x.ndim) if is_given(keepdims) and keepdims else result
     (a,) = normalize_axes(axis, x.ndim)
     result = record(op, (x,), {"axis": a})
-    return np.expand_dims(result, a) if keepdims is True else result
+    return np.expand_dims(result, a) if is_given(keepdims) and keepdims else result
 
 
 def argmax(x: Any, axis: Any = None, out: None = None, *, keepdims: Any = False) -> Any:

@@ -141,6 +141,8 @@ def astype(x: Any, dtype: Any, **options: Any) -> Any:
     dtype = np.dtype(dtype)
     if x.dtype == dtype and not x.weak:
         return x
+    if x.dtype.kind == "c" and dtype.kind != "c":
+        x = np.real(x)
     node = record(cast, (x,), {"dtype": dtype})
     node.weak = False
     return node

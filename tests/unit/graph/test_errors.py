@@ -62,20 +62,20 @@ def test_an_index_out_of_bounds():
 
 def test_an_uncovered_function_is_named():
     def f(x):
-        return np.sum(np.linalg.qr(x)[0])
+        return np.sum(np.linalg.eig(x)[0])
 
-    with pytest.raises(UnsupportedFunctionError, match=r"np\.linalg\.qr is not covered: .* used at .*" + line(f)):
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.linalg\.eig is not covered: .* used at .*" + line(f)):
         graph.grad(f)(X)
-    with pytest.raises(UnsupportedFunctionError, match=r"np\.sinc is not covered"):
-        graph.grad(lambda x: np.sum(np.sinc(x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.i0 is not covered"):
+        graph.grad(lambda x: np.sum(np.i0(x)))(X)
     with pytest.raises(UnsupportedFunctionError, match=r"np\.spacing is not covered"):
         graph.grad(lambda x: np.sum(np.spacing(x)))(X)
-    with pytest.raises(UnsupportedFunctionError, match=r"np\.add\.accumulate is not covered"):
-        graph.grad(lambda x: np.sum(np.add.accumulate(x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.add\.reduceat is not covered"):
+        graph.grad(lambda x: np.sum(np.add.reduceat(x, [0])))(X)
     with pytest.raises(UnsupportedFunctionError, match=r"np\.exp with where= is not covered"):
         graph.grad(lambda x: np.sum(np.exp(x, where=X > 0)))(X)
-    with pytest.raises(UnsupportedFunctionError, match=r"ndarray\.searchsorted is not covered"):
-        graph.grad(lambda x: np.sum(x.searchsorted(1.0)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"ndarray\.byteswap is not covered"):
+        graph.grad(lambda x: np.sum(x.byteswap()))(X)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         graph.grad(lambda x: x.nonsense())(X)
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from dtrain import graph
-from dtrain.graph.operators import FUNCTIONS, REDUCTIONS, UFUNCS
-
-_spec = importlib.util.spec_from_file_location("ops_table", Path(__file__).parents[2] / "ops_table.py")
-ops_table = importlib.util.module_from_spec(_spec)
-sys.modules["ops_table"] = ops_table
-_spec.loader.exec_module(ops_table)
-SAMPLES = ops_table.SAMPLES
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, REDUCTIONS, UFUNCS
+from tests.ops_table import SAMPLES
 
 every_row = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
 
@@ -94,7 +85,8 @@ def test_single_precision_stays_single(sample):
 
 def test_every_primitive_and_covered_function_is_in_the_table(monkeypatch):
     called = set()
-    for table in (UFUNCS, FUNCTIONS, REDUCTIONS):
+    tables = (UFUNCS, FUNCTIONS, REDUCTIONS, ACCUMULATIONS)
+    for table in tables:
         kind = id(table)
         for function, record in list(table.items()):
 
@@ -109,5 +101,5 @@ def test_every_primitive_and_covered_function_is_in_the_table(monkeypatch):
         seen |= {node.op.name for node in recorded.nodes if node.op is not None}
     random = {"random_words", "keep"}  # test_context.py
     assert set(graph.PRIMITIVES) - seen - random - {"alias"} == set()
-    missing = [f.__name__ for t in (UFUNCS, FUNCTIONS, REDUCTIONS) for f in t if (id(t), f) not in called]
+    missing = [f.__name__ for t in tables for f in t if (id(t), f) not in called]
     assert missing == []
