@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dtrain.graph import grad, trace, value_and_grad, vjp
+    from dtrain.graph import elementwise_grad, grad, hvp, jvp, trace, value_and_grad, vjp
     from dtrain.jobs.fit import fit
 
-__all__ = ["__version__", "fit", "grad", "trace", "value_and_grad", "vjp"]
+__all__ = ["__version__", "elementwise_grad", "fit", "grad", "hvp", "jvp", "trace", "value_and_grad", "vjp"]
 
-_HOME = {"fit": "dtrain.jobs.fit", **dict.fromkeys(("grad", "trace", "value_and_grad", "vjp"), "dtrain.graph")}
+_GRAPH = ("elementwise_grad", "grad", "hvp", "jvp", "trace", "value_and_grad", "vjp")
+_HOME = {"fit": "dtrain.jobs.fit", **dict.fromkeys(_GRAPH, "dtrain.graph")}
 
 
 def __getattr__(name: str) -> Any:

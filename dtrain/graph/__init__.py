@@ -26,6 +26,7 @@ from dtrain.graph.ops.shape import stop_gradient
 from dtrain.graph.plan import Arena, Bound, Plan
 from dtrain.graph.primitive import PRIMITIVES, Primitive, primitive
 from dtrain.graph.tensor import Graph, Tensor, scope
+from dtrain.graph.transformations import elementwise_grad, hvp, jvp
 from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
 
 __all__ = [
@@ -43,9 +44,12 @@ __all__ = [
     "check_grads",
     "current_context",
     "dropout",
+    "elementwise_grad",
     "flatten",
     "grad",
+    "hvp",
     "is_training",
+    "jvp",
     "keep_mask",
     "logsumexp",
     "map_leaves",

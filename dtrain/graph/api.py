@@ -1,78 +1,30 @@
 """What a user calls: grad, value_and_grad, vjp and trace.
 
-Owns the cache of compiled functions. The invariant: a compiled function gives what the plain one gives, with the same
-errors at the same line; it is cached by the structure of its arguments, their shapes and dtypes, its static arguments
-and the training flag.
+The derivative of a function is recorded beside it into one graph (`differentiate.py`); caching and running are in
+`calls.py`.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dtrain.errors import TraceError
-from dtrain.graph.context import current_context
+from dtrain.graph.calls import Transformed, check_differentiable, concrete, input_tree, is_float, name_of
 from dtrain.graph.differentiate import backward
 from dtrain.graph.ops.shape import alias, zeros_like
-from dtrain.graph.plan import Bound, Plan
 from dtrain.graph.tensor import Graph, Tensor, active_graph, recording
-from dtrain.graph.tree import flatten, named_leaves, unflatten
-
-_CACHES: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
-_CACHES_LOCK = threading.Lock()
+from dtrain.graph.tree import flatten, unflatten
 
 
-def _is_array(leaf: Any) -> bool:
-    if isinstance(leaf, np.ndarray | np.generic):
-        return leaf.dtype.kind in "biuf"
-    return isinstance(leaf, float | Tensor)
-
-
-def _check_differentiable(tree: Any, position: int) -> None:
-    for name, leaf in named_leaves(tree):
-        kind = leaf.dtype.kind if hasattr(leaf, "dtype") else "f" if isinstance(leaf, float) else type(leaf).__name__
-        if kind != "f":
-            what = leaf.dtype if hasattr(leaf, "dtype") else type(leaf).__name__
-            where = f"argument {position}" + (f" ({name})" if name else "")
-            raise TraceError(
-                f"the gradient with respect to {where} of type {what} does not exist; pass floats, or leave it "
-                "out of argnums"
-            )
-
-
-class _Traced:
-    """A function recorded once: its inputs (those that are arrays), its result, and the gradients that were asked
-    for."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.inputs: list[Tensor] = []
-        self.results: list[Any] = []
-        self.structure: Any = None
-
-
-def _input_tree(graph: Graph, args: Sequence[Any], inputs: list[Tensor]) -> list[Any]:
-    """Return the arguments with every array replaced by an input of the graph."""
-    traced = []
-    for position, arg in enumerate(args):
-        leaves, structure = flatten(arg)
-        names = [name for name, _ in named_leaves(arg)]
-        new: list[Any] = []
-        for name, leaf in zip(names, leaves, strict=True):
-            if isinstance(leaf, Tensor) or not _is_array(leaf):
-                new.append(leaf)
-                continue
-            label = f"{position}.{name}" if name else str(position)
-            weak = type(leaf) is float
-            node = graph.input(leaf, label, weak)
-            inputs.append(node)
-            new.append(node)
-        traced.append(unflatten(structure, new))
-    return traced
+def fresh(graph: Graph, leaf: Any) -> Tensor:
+    """Return the leaf under a node of its own in this graph: what a derivative is taken with respect to, so that
+    nested levels never mix."""
+    node: Tensor = alias(graph.capture(leaf) if isinstance(leaf, Tensor) else graph.constant(leaf))
+    node.weak = leaf.weak if isinstance(leaf, Tensor) else type(leaf) is float
+    return node
 
 
 def _scalar_output(value: Any, function: Callable[..., Any]) -> Tensor | None:
@@ -80,21 +32,17 @@ def _scalar_output(value: Any, function: Callable[..., Any]) -> Tensor | None:
     if not isinstance(value, Tensor):
         if np.ndim(value) != 0:
             raise TraceError(
-                f"{_name(function)} must return a scalar to be differentiated, got shape {np.shape(value)}"
+                f"{name_of(function)} must return a scalar to be differentiated, got shape {np.shape(value)}"
             )
         return None
     if value.shape != ():
         raise TraceError(
-            f"{_name(function)} must return a scalar to be differentiated, got shape {value.shape}; made at "
+            f"{name_of(function)} must return a scalar to be differentiated, got shape {value.shape}; made at "
             f"{value.location}; use np.sum or np.mean, or dtrain.vjp"
         )
     if value.dtype.kind != "f":
-        raise TraceError(f"{_name(function)} must return a float to be differentiated, got {value.dtype}")
+        raise TraceError(f"{name_of(function)} must return a float to be differentiated, got {value.dtype}")
     return value
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", repr(function))
 
 
 def _inline(
@@ -106,11 +54,8 @@ def _inline(
     wrt: list[list[Tensor]] = []
     structures = []
     for position in argnums:
-        _check_differentiable(args[position], position)
         leaves, structure = flatten(args[position])
-        aliases = [alias(leaf if isinstance(leaf, Tensor) else graph.constant(leaf)) for leaf in leaves]
-        for node, leaf in zip(aliases, leaves, strict=True):
-            node.weak = leaf.weak if isinstance(leaf, Tensor) else type(leaf) is float
+        aliases = [fresh(graph, leaf) for leaf in leaves]
         wrt.append(aliases)
         structures.append(structure)
         new_args[position] = unflatten(structure, aliases)
@@ -118,7 +63,7 @@ def _inline(
     aux = None
     if has_aux:
         if not isinstance(returned, tuple) or len(returned) != 2:
-            raise TraceError(f"{_name(function)} must return (value, aux) with has_aux=True")
+            raise TraceError(f"{name_of(function)} must return (value, aux) with has_aux=True")
         returned, aux = returned
     output = _scalar_output(returned, function)
     flat = [node for group in wrt for node in group]
@@ -128,77 +73,6 @@ def _inline(
         trees.append(unflatten(structure, gradients[: len(group)]))
         gradients = gradients[len(group) :]
     return returned, aux, trees
-
-
-class _Compiled:
-    """A recorded and planned call: arrays in, fresh arrays out."""
-
-    def __init__(self, graph: Graph, inputs: list[Tensor], result: Any) -> None:
-        leaves, self.structure = flatten(result)
-        self.leaves = leaves
-        self.outputs = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self.has_key = graph.key is not None
-        nodes = [*inputs, graph.key] if graph.key is not None else inputs
-        self.bound: Bound = Plan(nodes, [leaves[i] for i in self.outputs]).bind()
-        self.lock = threading.Lock()
-        graph.forget_values()
-
-    def __call__(self, arrays: Sequence[Any]) -> Any:
-        with self.lock:
-            bound = self.bound
-            for target, array in zip(bound.inputs, arrays, strict=False):
-                np.copyto(target, array)
-            if self.has_key:
-                context = current_context()
-                assert context is not None
-                bound.inputs[-1][...] = context.key
-            bound.run()
-            leaves = list(self.leaves)
-            for i, out in zip(self.outputs, bound.outputs, strict=True):
-                leaves[i] = out.copy() if out.ndim else out[()]
-        return unflatten(self.structure, leaves)
-
-
-def _key(kind: Any, args: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Return the cache key of a call and its arrays in order."""
-    arrays: list[Any] = []
-    parts: list[Any] = []
-    for position, arg in enumerate(args):
-        leaves, structure = flatten(arg)
-        parts.append(structure)
-        for k, leaf in enumerate(leaves):
-            if _is_array(leaf):
-                arrays.append(leaf)
-                parts.append(("float",) if type(leaf) is float else (leaf.shape, leaf.dtype))
-            else:
-                if type(leaf).__hash__ is None:
-                    name = named_leaves(arg)[k][0]
-                    what = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
-                    raise TraceError(
-                        f"argument {position}{f' ({name})' if name else ''} is {what}: neither an array of real "
-                        "numbers nor a static value (hashable)"
-                    )
-                parts.append((type(leaf), leaf))
-    context = current_context()
-    parts.append(None if context is None else context.training)
-    return (kind, tuple(parts)), arrays
-
-
-def _cache_of(function: Callable[..., Any]) -> dict[Any, Any]:
-    with _CACHES_LOCK:
-        try:
-            return _CACHES.setdefault(function, {})
-        except TypeError:  # not hashable, or no weak references
-            return {}
-
-
-def _contains_tensor(args: Sequence[Any]) -> bool:
-    return any(isinstance(leaf, Tensor) for arg in args for leaf in flatten(arg)[0])
-
-
-def _concrete(tree: Any) -> Any:
-    leaves, structure = flatten(tree)
-    return unflatten(structure, [np.array(leaf.value)[()] if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
 def value_and_grad(
@@ -216,52 +90,33 @@ def value_and_grad(
     are fresh. Inside a traced function it records into the same graph, so derivatives nest. Raises TraceError where f
     cannot be recorded or differentiated.
     """
-    many = not isinstance(argnums, int)
-    wanted: tuple[int, ...] = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    cache = _cache_of(f)
-    lock = threading.RLock()
+    wanted = as_argnums(argnums)
 
-    def result_of(value: Any, aux: Any, gradients: list[Any]) -> Any:
-        gradient = tuple(gradients) if many else gradients[0]
+    def record(graph: Graph, args: Sequence[Any]) -> Any:
+        value, aux, gradients = _inline(graph, f, args, positions_of(f, wanted, args), has_aux)
+        gradient = gradients[0] if isinstance(argnums, int) else tuple(gradients)
         return ((value, aux), gradient) if has_aux else (value, gradient)
 
-    def call(*args: Any, **options: Any) -> Any:
-        if options:
-            raise TypeError(f"{_name(f)}: pass the arguments by position; got the keyword {sorted(options)[0]!r}")
-        positions = [p % len(args) if -len(args) <= p < len(args) else p for p in wanted]
-        for p in positions:
-            if not 0 <= p < len(args):
-                raise TypeError(f"argnums names argument {p}, but {_name(f)} was called with {len(args)}")
-        outer = active_graph()
-        if outer is not None:
-            return result_of(*_inline(outer, f, args, positions, has_aux))
-        if _contains_tensor(args):
-            raise TraceError(f"{_name(f)} was called with a traced array after its trace had ended")
-        for p in positions:
-            _check_differentiable(args[p], p)
-        if not compile:
-            graph = Graph(is_branching_allowed=True)
-            with recording(graph):
-                traced = _input_tree(graph, args, [])
-                found = result_of(*_inline(graph, f, traced, positions, has_aux))
-            return _concrete(found)
-        key, arrays = _key((wanted, many, has_aux), args)
-        entry = cache.get(key)
-        if entry is None:
-            with lock:
-                entry = cache.get(key)
-                if entry is None:
-                    graph = Graph()
-                    inputs: list[Tensor] = []
-                    with recording(graph):
-                        traced = _input_tree(graph, args, inputs)
-                        found = result_of(*_inline(graph, f, traced, positions, has_aux))
-                    entry = cache[key] = _Compiled(graph, inputs, found)
-        return entry(arrays)
+    def check(args: Sequence[Any]) -> None:
+        for p in positions_of(f, wanted, args):
+            check_differentiable(args[p], p)
 
-    call.__name__ = f"value_and_grad_of_{_name(f)}"
-    call.__doc__ = f.__doc__
-    return call
+    options = (argnums if isinstance(argnums, int) else wanted, has_aux, compile)
+    return Transformed(value_and_grad, f, options, record, check, compile)
+
+
+def as_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the argument numbers as a tuple."""
+    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+
+def positions_of(f: Callable[..., Any], argnums: Sequence[int], args: Sequence[Any]) -> list[int]:
+    """Return the argument numbers as positions from the front. Raises TypeError for one that the call has not."""
+    positions = [p % len(args) if -len(args) <= p < len(args) else p for p in argnums]
+    for p in positions:
+        if not 0 <= p < len(args):
+            raise TypeError(f"argnums names argument {p}, but {name_of(f)} was called with {len(args)}")
+    return positions
 
 
 def grad(
@@ -277,7 +132,7 @@ def grad(
         value, gradient = both(*args, **options)
         return (gradient, value[1]) if has_aux else gradient
 
-    call.__name__ = f"grad_of_{_name(f)}"
+    call.__name__ = f"grad_of_{name_of(f)}"
     call.__doc__ = f.__doc__
     return call
 
@@ -292,17 +147,15 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[A
     outer = active_graph()
     graph = outer or Graph(is_branching_allowed=True)
     with recording(graph):
-        traced = list(args) if outer is not None else _input_tree(graph, args, [])
+        traced = list(args) if outer is not None else input_tree(graph, args, [])
         flat: list[Tensor] = []
         places: list[tuple[Any, list[Tensor | None]]] = []
         for i, arg in enumerate(traced):
             leaves, structure = flatten(arg)
             nodes: list[Tensor | None] = []
             for j, leaf in enumerate(leaves):
-                if _is_array(leaf) and (isinstance(leaf, float) or leaf.dtype.kind == "f"):
-                    node = alias(leaf if isinstance(leaf, Tensor) else graph.constant(leaf))
-                    node.weak = isinstance(leaf, Tensor) and leaf.weak
-                    leaves[j] = node
+                if is_float(leaf):
+                    node = leaves[j] = fresh(graph, leaf)
                     flat.append(node)
                     nodes.append(node)
                 else:
@@ -328,9 +181,9 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[A
                 else None
                 for structure, nodes in places
             ]
-        return tuple(gradients) if active_graph() is graph else tuple(_concrete(gradients))
+        return tuple(gradients) if active_graph() is graph else tuple(concrete(gradients))
 
-    return (result if outer is not None else _concrete(result)), pullback
+    return (result if outer is not None else concrete(result)), pullback
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
@@ -342,7 +195,7 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     graph = Graph()
     with recording(graph):
         inputs: list[Tensor] = []
-        result = f(*_input_tree(graph, args, inputs))
+        result = f(*input_tree(graph, args, inputs))
         leaves, _ = flatten(result)
         graph.outputs = [leaf if isinstance(leaf, Tensor) else graph.constant(leaf) for leaf in leaves]
     graph.inputs = inputs

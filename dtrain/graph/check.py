@@ -16,6 +16,7 @@ import numpy as np
 
 from dtrain.errors import DtrainError
 from dtrain.graph.api import trace, vjp
+from dtrain.graph.regions import Structural
 from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
 
 KINKED = {
@@ -104,7 +105,7 @@ def _decisions(f: Callable[..., Any], args: Sequence[Any]) -> list[tuple[str, np
     """Trace f and return on which side of its kink each element of each kinked node lies."""
     result = []
     for node in trace(f, *args).nodes:
-        if node.op is None:
+        if node.op is None or isinstance(node.op, Structural):
             continue
         values = [np.asarray(i.value) for i in node.inputs]
         where = f"{node.op.name} at {node.location}"

@@ -16,6 +16,7 @@ import numpy as np
 from dtrain.errors import TraceError
 from dtrain.graph.ops.shape import zeros_like
 from dtrain.graph.primitive import Call, Shape, primitive
+from dtrain.graph.regions import Several, member, part
 from dtrain.graph.tensor import Tensor
 
 
@@ -75,17 +76,30 @@ def _influenced(wrt: Sequence[Tensor], outputs: Sequence[Tensor]) -> bytearray:
     for node in nodes[min(w.index for w in wrt) : last + 1]:
         for i in node.inputs:
             if marked[i.index]:
-                if node.op is not None and node.op.rule is not None and node.dtype.kind in "fc":
+                if _passes(node):
                     marked[node.index] = 1
                 break
     return marked
+
+
+def _passes(node: Tensor) -> bool:
+    """Whether the node has a derivative."""
+    op = node.op
+    if isinstance(op, Several):
+        return True
+    return op is not None and (op.rule is not None or op is part or op is member) and node.dtype.kind in "fc"
+
+
+def _add_term(terms: dict[int, Tensor], index: int, g: Tensor) -> None:
+    terms[index] = branch_sum(terms[index], g) if index in terms else g
 
 
 def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequence[Tensor]) -> list[Tensor]:
     """Record the gradients of Σ seed·output with respect to `wrt` and return them.
 
     `seeds` have the shapes of the outputs (None: ones). Only what `wrt` needs is recorded. A tensor of `wrt` that no
-    output depends on has a zero constant as gradient. Raises TraceError for a `wrt` that is not floating point.
+    output depends on has a zero constant as gradient. Raises TraceError for a `wrt` that is not floating point. The
+    gradients are recorded into the graph of the seeds, which may be the body of a loop in the graph of the outputs.
     """
     if not wrt or not outputs:
         return []
@@ -97,8 +111,11 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequen
             )
     marked = _influenced(wrt, outputs)
     terms: dict[int, list[Tensor]] = {}
-    was_eager, was_line, was_scope = graph.is_eager, graph.line, graph.scope
-    graph.is_eager = False
+    results: dict[int, dict[int, Tensor]] = {}  # of an operation with several: the gradients by result
+    graphs = list({id(s.graph): s.graph for s in (*outputs, *(seeds or ())) if isinstance(s, Tensor)}.values())
+    before = [(into, into.is_eager, into.line, into.scope) for into in graphs]
+    for into in graphs:
+        into.is_eager = False
     try:
         for i, output in enumerate(outputs):
             if marked[output.index]:
@@ -108,15 +125,27 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequen
         gradients: dict[int, Tensor] = {}
         for index in range(max(o.index for o in outputs), min(wanted) - 1, -1):
             met = terms.pop(index, None)
-            if met is None:
+            if met is None and index not in results:
                 continue
             node = graph.nodes[index]
-            graph.line, graph.scope = node._line, node.scope
+            for into in graphs:
+                into.line, into.scope = node._line, node.scope
+            if met is None:
+                assert isinstance(node.op, Several)
+                wanted_inputs = [bool(marked[x.index]) for x in node.inputs]
+                found = node.op.adjoint(node, results.pop(index), wanted_inputs)
+                for x, term in zip(node.inputs, found, strict=True):
+                    if term is not None and marked[x.index]:
+                        terms.setdefault(x.index, []).append(undo_broadcast(term, x))
+                continue
             g = met[0] if len(met) == 1 else branch_sum(*met)
             if index in wanted:
                 gradients[index] = g
             op = node.op
             if op is None or not any(marked[x.index] for x in node.inputs):
+                continue
+            if op is part or op is member:
+                _add_term(results.setdefault(node.inputs[0].index, {}), node.static["index"], g)
                 continue
             assert op.rule is not None
             parts = op.rule(g, node, *node.inputs, **node.static)
@@ -124,9 +153,10 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequen
                 continue
             if not isinstance(parts, tuple):
                 parts = (parts,)
-            for x, part in zip(node.inputs, parts, strict=True):
-                if part is not None and marked[x.index]:
-                    terms.setdefault(x.index, []).append(undo_broadcast(part, x))
+            for x, term in zip(node.inputs, parts, strict=True):
+                if term is not None and marked[x.index]:
+                    terms.setdefault(x.index, []).append(undo_broadcast(term, x))
         return [gradients[w.index] if w.index in gradients else zeros_like(w) for w in wrt]
     finally:
-        graph.is_eager, graph.line, graph.scope = was_eager, was_line, was_scope
+        for into, was_eager, was_line, was_scope in before:
+            into.is_eager, into.line, into.scope = was_eager, was_line, was_scope

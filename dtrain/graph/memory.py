@@ -30,9 +30,9 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 class Arena:
     """One aligned block of memory that the buffers of a plan (or of several that never run at once) share."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, memory: np.ndarray | None = None) -> None:
         self.size = size
-        self.memory = aligned_empty((size,), np.dtype(np.uint8))
+        self.memory = aligned_empty((size,), np.dtype(np.uint8)) if memory is None else memory
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """Return the array that lies at this offset."""
@@ -67,6 +67,11 @@ def assign_memory(steps: Sequence[Step], slots: Sequence[Slot]) -> tuple[int, in
                 taken_over.add(heir.position)
             else:
                 out.offset = free.take(_rounded(out.prototype.nbytes))
+        if step.scratch is not None:
+            size = _rounded(step.scratch.prototype.nbytes)
+            total += size
+            step.scratch.offset = free.take(size)
+            free.give(step.scratch.offset, size)
         ended = {s.root.position: s.root for s in step.inputs if s.root is not None}
         if last[out.position] == i:
             ended[out.position] = out

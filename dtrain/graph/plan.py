@@ -18,6 +18,7 @@ from dtrain.graph.memory import ALIGNMENT, Arena, aligned_empty, assign_memory
 from dtrain.graph.ops.linear import matmul
 from dtrain.graph.ops.shape import alias, broadcast_, cast, copy_, reshape_, stop, transpose_
 from dtrain.graph.primitive import Call, Primitive, Static, Ufunc, View, prototype
+from dtrain.graph.regions import Packed, member, part, sources
 from dtrain.graph.tensor import EMPTY, Tensor
 
 INPUT, CONSTANT, BUFFER, VIEW = "input", "constant", "buffer", "view"
@@ -51,6 +52,8 @@ class Step:
     inputs: tuple[Slot, ...]
     out: Slot
     node: Tensor
+    scratch: Slot | None = None
+    """Memory that the operation needs while it runs."""
 
 
 class Plan:
@@ -73,6 +76,7 @@ class Plan:
         self._after: dict[int, list[Step]] = {}
         self._left_out: set[int] = set()
         self._shared: set[int] = set()
+        self._narrowed: dict[int, tuple[Static, list[int], dict[int, int]]] = {}
         self._build()
         self._claim_outputs()
         self.arena_bytes, self.buffer_bytes = assign_memory(self.steps, self.slots)
@@ -93,18 +97,28 @@ class Plan:
                 self._by_node[node.index] = self._plan_node(node)
 
     def _reachable(self, given: dict[int, int]) -> list[Tensor]:
-        seen: dict[int, Tensor] = {}
-        stack = list(self.outputs)
-        while stack:
-            node = stack.pop()
-            if node.index in seen:
+        """Return the nodes that are needed, in order. An operation with several results is narrowed to the used ones,
+        which all come after it."""
+        needed = {node.index: node for node in self.outputs}
+        used: dict[int, set[int]] = {}
+        order = []
+        for index in range(max(needed, default=-1), -1, -1):
+            node = needed.get(index)
+            if node is None:
                 continue
-            seen[node.index] = node
-            if node.index not in given:
-                stack.extend(node.inputs)
-                for i in node.inputs:
-                    self._uses[i.index] = self._uses.get(i.index, 0) + 1
-        return [seen[index] for index in sorted(seen)]
+            order.append(node)
+            if index in given:
+                continue
+            inputs: Sequence[Tensor] = sources(node)
+            if isinstance(node.op, Packed):
+                narrowed = self._narrowed[index] = node.op.narrowed(node.static, frozenset(used[index]))
+                inputs = [node.inputs[i] for i in narrowed[1]]
+            elif node.op is part:
+                used.setdefault(inputs[0].index, set()).add(node.static["index"])
+            for i in inputs:
+                needed[i.index] = i
+                self._uses[i.index] = self._uses.get(i.index, 0) + 1
+        return order[::-1]
 
     def _add(self, slot: Slot) -> Slot:
         slot.position = len(self.slots)
@@ -117,7 +131,18 @@ class Plan:
             if not node.is_constant:
                 raise InputError(f"the outputs depend on the input {node.name!r}, which the plan is not given")
             return self._constant(node, np.asarray(node.value))
-        inputs = tuple([self._by_node[i.index] for i in node.inputs])
+        if isinstance(op, Packed):
+            static, kept, _ = self._narrowed[node.index]
+            return self._packed(op, static, [self._by_node[node.inputs[i].index] for i in kept], node)
+        inputs = tuple([self._by_node[i.index] for i in sources(node)])
+        if op is member:
+            return inputs[0]
+        if op is part:
+            static, _, numbers = self._narrowed[node.inputs[0].index]
+            assert isinstance(node.inputs[0].op, Packed)
+            offset, shape, dtype = node.inputs[0].op.layout(static)[numbers[node.static["index"]]]
+            static = {"index": node.static["index"], "offset": offset, "shape": shape, "dtype": dtype}
+            return self._apply(op, static, inputs, node)
         if op is alias or op is stop or (op is cast and node.dtype == node.inputs[0].dtype):
             return inputs[0]
         if op.name == "branch_sum":
@@ -127,12 +152,23 @@ class Plan:
             return turned
         return self._apply(op, node.static, inputs, node)
 
+    def _packed(self, op: Packed, static: Static, inputs: list[Slot], node: Tensor) -> Slot:
+        for i in range(op.contiguous(static)):
+            p = inputs[i].prototype
+            if not (p.flags.c_contiguous and p.flags.aligned):
+                inputs[i] = self._apply(copy_, EMPTY, (inputs[i],), node)
+        slot = self._make(op, static, tuple(inputs), node)
+        scratch = self._add(Slot(BUFFER, prototype((op.scratch_bytes(static),), np.dtype(np.uint8)), node))
+        scratch.root = scratch
+        self.steps[-1].scratch = scratch
+        return slot
+
     def _running_sum(self, terms: tuple[Slot, ...], node: Tensor) -> Slot:
         """Add the terms left to right, each as soon as it is there: no more than two are alive at a time."""
         assert node.op is not None
         total = terms[0]
         for term in terms[1:]:
-            key = (node.op.name, (), (total.position, term.position))
+            key = (node.op, (), (total.position, term.position))
             found = self._by_expression.get(key)
             if found is None:
                 found = self._add(Slot(BUFFER, prototype(node.shape, node.dtype), node))
@@ -176,7 +212,7 @@ class Plan:
 
     def _apply(self, op: Primitive, static: Static, inputs: tuple[Slot, ...], node: Tensor) -> Slot:
         if not op.is_random:
-            key = (op.name, tuple(sorted(static.items())) if static else (), tuple([i.position for i in inputs]))
+            key = (op, tuple(sorted(static.items())) if static else (), tuple([i.position for i in inputs]))
             slot = self._by_expression.get(key)
             if slot is not None:
                 self._shared.add(slot.position)
@@ -319,9 +355,12 @@ class Plan:
             arrays.append(array)
         calls = []
         for step in self.steps:
-            calls.append(
-                step.op.bind(arrays[step.out.position], [arrays[i.position] for i in step.inputs], step.static)
-            )
+            out, values = arrays[step.out.position], [arrays[i.position] for i in step.inputs]
+            if step.scratch is None:
+                calls.append(step.op.bind(out, values, step.static))
+            else:
+                assert isinstance(step.op, Packed)
+                calls.append(step.op.bind_with(out, values, step.static, arrays[step.scratch.position]))
         return Bound(self, given_in, given_out, calls, arrays, arena)
 
     def _accept(

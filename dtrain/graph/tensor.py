@@ -359,6 +359,12 @@ class Graph:
                 self._scalars[key] = node
         return node
 
+    def capture(self, x: Tensor) -> Tensor:
+        """Return x itself if it is of this graph. A body of a loop (`loops.py`) takes in what it closes over."""
+        if x.graph is not self:
+            raise TraceError(f"an array of another traced function at {format_line(user_line())}: pass it in")
+        return x
+
     def forget_values(self) -> None:
         """Drop the recorded values (constants stay), so that a kept graph holds no activations."""
         for node in self.nodes:
