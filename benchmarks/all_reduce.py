@@ -73,7 +73,6 @@ class Rank:
         blocks = split_evenly(self.layout.blocks, self.world_size)[self.rank]
         self._slice_sum = SliceSum(self.layout, memory.gradients, memory.total, blocks)
         self._present = tuple(range(self.world_size))
-        self._additions = self._slice_sum._bind(self._present)  # what `run` calls, without the norm
         self._squares = memory.squares[0]
         self._barrier = Barrier(memory, self.rank, self.world_size, generation=1)
         self._arrived = 0
@@ -92,9 +91,7 @@ class Rank:
 
     def sum(self) -> None:
         self.synchronise()
-        for block in self._additions:
-            for call in block:
-                call()
+        self._slice_sum.run(self._present, None)
         self.synchronise()
 
     def sum_with_norm(self) -> None:

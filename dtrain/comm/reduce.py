@@ -35,31 +35,29 @@ class SliceSum:
         self._scratch = [np.empty(BLOCK, layout.dtype) for _ in range(count - 1)]
         self._wide = np.empty(BLOCK, np.float64)
         self._bound: dict[tuple[int, ...], list[list[Callable[[], object]]]] = {}
-        lo, hi = blocks
-        # Norms in float64, each over one segment: the figure cannot depend on the slice that a rank holds.
+        # A norm is over one segment, so that the figure cannot depend on the slice that a rank holds.
         self._norms = [
-            (
-                total[layout.block(block)],
-                self._wide[: layout.block(block).stop - layout.block(block).start],
-                [
-                    (layout.segment_starts[block] + i, self._wide[s.lo - block * BLOCK : s.hi - block * BLOCK])
-                    for i, s in enumerate(layout.segments[block])
-                ],
-            )
-            for block in range(lo, hi)
+            [(layout.segment_starts[block] + i, total[s.lo : s.hi]) for i, s in enumerate(layout.segments[block])]
+            for block in range(*blocks)
         ]
 
-    def run(self, present: tuple[int, ...], squares: NDArray[np.float64]) -> None:
-        """Sum over the ``present`` shards and write each own segment's sum of squares into ``squares``."""
+    def run(self, present: tuple[int, ...], squares: NDArray[np.float64] | None) -> None:
+        """Sum over the ``present`` shards; write each own segment's sum of squares into ``squares`` (None: no norm)."""
         calls = self._bound.get(present)
         if calls is None:
             calls = self._bound[present] = self._bind(present)
-        for block, (source, wide, segments) in zip(calls, self._norms, strict=True):
+        for block, segments in zip(calls, self._norms, strict=True):
             for call in block:
                 call()
-            np.copyto(wide, source)
-            for index, part in segments:
-                squares[index] = np.dot(part, part)
+            if squares is not None:
+                for index, part in segments:
+                    squares[index] = self._square(part)
+
+    def _square(self, part: NDArray[np.generic]) -> float:
+        """The sum of squares of one segment in float64: a function of its values alone."""
+        wide = self._wide[: part.size]
+        np.copyto(wide, part)
+        return float(np.dot(wide, wide))
 
     def _bind(self, present: Sequence[int]) -> list[list[Callable[[], object]]]:
         adds, result = additions(self._gradients.shape[0], present)

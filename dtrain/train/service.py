@@ -204,7 +204,7 @@ class Service:
                 self._handle(c.WorkerHalted(worker, message["generation"]))
             case "evaluated" if self._is_awaited(message):
                 self._sums.update({int(k): v for k, v in message["sums"].items()})
-                if len(self._sums) == self._chunks:
+                if message["sums"] and len(self._sums) == self._chunks:
                     self._evaluated(message["step"])
                 self._handle(c.Evaluated(worker, message["generation"], message["step"]))
             case "nonfinite" if message["generation"] == self._coordinator.generation:
