@@ -43,8 +43,8 @@ from dtrain.monitor.run_metrics import RunMetrics
 from dtrain.nn import make_model, supervise
 from dtrain.optim import make_rule, make_schedule
 from dtrain.train.numerics import numerics_class
-from dtrain.train.program import Program
 from dtrain.train.observer import Observer
+from dtrain.train.program import Program
 from dtrain.train.service import RunSettings, Service, max_workers
 
 SEED = 0

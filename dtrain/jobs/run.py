@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import secrets
 import signal
 import threading
@@ -33,7 +34,14 @@ def worker_count(workers: int | str) -> int:
     """The number of workers that a spec or ``--workers`` asks for; auto is one per core that this process may use."""
     if workers != "auto":
         return int(workers)
+    if not is_ordered_machine():
+        return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_ordered_machine() -> bool:
+    """Whether the barrier in shared memory holds here: stores must become visible in the order in which they are made."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def run_job(
@@ -107,6 +115,11 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
 
 def make_launcher(program: Program, workers: int, zygote: Zygote | None, payload: Callable[[int], int]) -> Launcher:
     """The launcher for this many workers; none means a thread of this process."""
+    if workers and not is_ordered_machine():
+        raise InputError(
+            f"workers: processes need an x86-64 processor, whose stores stay in order; this is {platform.machine()}. "
+            "Use --workers 0"
+        )
     if workers == 0:
         if zygote is not None:
             zygote.close()

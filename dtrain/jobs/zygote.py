@@ -45,7 +45,11 @@ class Zygote:
         code = _START.format(folder=str(Path(__file__).resolve().parents[1]), fd=there.fileno())
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[there.fileno()], env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", code],
+            pass_fds=[there.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is the coordinator's to handle; this process ends when the socket does
         )
         there.close()
 
