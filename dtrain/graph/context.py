@@ -83,7 +83,9 @@ def is_training() -> bool:
 def philox_words(key: np.ndarray, place: int, count: int) -> np.ndarray:
     """Return `count` raw words of Philox(key=(seed, place), counter=(0, 0, step, shard))."""
     seed, step, shard = int(key[0]), int(key[1]), int(key[2])
-    generator = np.random.Philox(key=[seed, place], counter=[0, 0, step, shard])
+    generator = np.random.Philox(
+        key=np.array([seed, place], np.uint64), counter=np.array([0, 0, step, shard], np.uint64)
+    )
     return generator.random_raw(count)
 
 

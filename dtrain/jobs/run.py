@@ -40,7 +40,7 @@ def worker_count(workers: int | str) -> int:
 
 
 def is_ordered_machine() -> bool:
-    """Whether the barrier in shared memory holds here: stores must become visible in the order in which they are made."""
+    """Whether stores become visible in the order in which they are made, as the barrier in shared memory needs."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
