@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import tests.ops_rows.arrange
 import tests.ops_rows.elementwise
 import tests.ops_rows.statistics  # noqa: F401
 from dtrain import graph

@@ -180,10 +180,4 @@ def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> A
     )
 
 
-def trace(x: Any, offset: int = 0) -> Any:
-    """Record np.trace of a matrix."""
-    x = as_tensor(x)
-    return np.sum(x * np.eye(x.shape[0], x.shape[1], offset, dtype=x.dtype))
-
-
-__all__ = ["dot", "einsum", "inner", "matmul", "norm", "outer", "promote", "tensordot", "trace"]
+__all__ = ["dot", "einsum", "inner", "matmul", "norm", "outer", "promote", "tensordot"]

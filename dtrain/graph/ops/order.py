@@ -19,7 +19,7 @@ def _order_shape(x: Any, **static: Any) -> tuple[Shape, np.dtype[Any]]:
 
 
 def _argsort_bind(out: np.ndarray, x: np.ndarray, *, axis: int, kind: str) -> Call:
-    return lambda: np.copyto(out, np.argsort(x, axis, kind))  # type: ignore[call-overload]
+    return lambda: np.copyto(out, np.argsort(x, axis, kind))  # type: ignore[arg-type]
 
 
 @primitive(shape=_order_shape, bind=_argsort_bind, is_differentiable=False)

@@ -145,7 +145,7 @@ def _reduce(op: Any, x: Any, axis: Any, keepdims: Any) -> Any:
 
 def is_given(option: Any) -> bool:
     """Whether an optional argument was given: neither None nor NumPy's own stand-in for nothing."""
-    return option is not None and option is not np._NoValue  # type: ignore[attr-defined]
+    return option is not None and option is not np._NoValue
 
 
 def masked(x: Any, where: Any, fill: Any) -> Any:

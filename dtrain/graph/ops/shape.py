@@ -9,7 +9,6 @@ first.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,6 +147,14 @@ def astype(x: Any, dtype: Any, **options: Any) -> Any:
     return node
 
 
+def in_dtype_of(x: Tensor, value: Any) -> Tensor:
+    """Return a value, traced or not, as a tensor of the dtype of x."""
+    if not isinstance(value, Tensor):
+        return x.graph.constant(value, x.dtype)
+    result: Tensor = astype(value, x.dtype)
+    return result
+
+
 def copy(x: Any, *args: Any, **options: Any) -> Any:
     """Record np.copy."""
     return copy_(as_tensor(x))
@@ -240,42 +247,14 @@ def broadcast_to(x: Any, shape: Any) -> Any:
 
 def concatenate(arrays: Any, axis: Any = 0, out: None = None, **options: Any) -> Any:
     """Record np.concatenate."""
-    parts = [as_tensor(a) for a in arrays]
+    arrays = list(arrays)
+    graph = next((a.graph for a in arrays if isinstance(a, Tensor)), None)
+    parts = [as_tensor(a, graph) for a in arrays]
+    if options.get("dtype") is not None:
+        parts = [p.astype(options["dtype"]) for p in parts]
     if axis is None:
         parts, axis = [ravel(p) for p in parts], 0
     return record(join, parts, {"axis": int(axis) % max(parts[0].ndim, 1)})
-
-
-def stack(arrays: Any, axis: int = 0, out: None = None, **options: Any) -> Any:
-    """Record np.stack."""
-    return concatenate([expand_dims(a, axis) for a in arrays], axis % (as_tensor(arrays[0]).ndim + 1))
-
-
-def vstack(arrays: Any, **options: Any) -> Any:
-    """Record np.vstack."""
-    return concatenate([a if np.ndim(a) > 1 else reshape(a, 1, -1) for a in arrays], 0)
-
-
-def hstack(arrays: Any, **options: Any) -> Any:
-    """Record np.hstack."""
-    parts = [a if np.ndim(a) else reshape(a, 1) for a in arrays]
-    return concatenate(parts, 0 if parts[0].ndim == 1 else 1)
-
-
-def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
-    """Record np.split as views."""
-    x = as_tensor(x)
-    axis %= x.ndim
-    n = x.shape[axis]
-    if isinstance(indices_or_sections, int | np.integer):
-        if n % int(indices_or_sections):
-            raise ValueError(f"split: {n} along axis {axis} does not divide into {indices_or_sections} equal parts")
-        step = n // int(indices_or_sections)
-        bounds = list(range(step, n, step))
-    else:
-        bounds = [int(i) for i in indices_or_sections]
-    edges = [0, *bounds, n]
-    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in pairwise(edges)]
 
 
 def _like(fill: float) -> Any:
@@ -297,3 +276,21 @@ def full_like(x: Any, fill_value: Any, dtype: Any = None, **options: Any) -> Any
     if isinstance(fill_value, Tensor):
         return broadcast_to(astype(fill_value, dtype or x.dtype), x.shape)
     return broadcast_to(x.graph.constant(np.asarray(fill_value, dtype or x.dtype)), x.shape)
+
+
+def matrix_transpose(x: Any) -> Any:
+    """Record x.mT and np.matrix_transpose."""
+    return swapaxes(x, -1, -2)
+
+
+def rollaxis(x: Any, axis: int, start: int = 0) -> Any:
+    """Record np.rollaxis."""
+    axis, start = axis % x.ndim, start + x.ndim if start < 0 else start
+    return moveaxis(x, axis, start - 1 if axis < start else start)
+
+
+def broadcast_arrays(*arrays: Any, subok: bool = False) -> Any:
+    """Record np.broadcast_arrays."""
+    wanted = np.broadcast_shapes(*[np.shape(a) for a in arrays])
+    graph = next((a.graph for a in arrays if isinstance(a, Tensor)), None)
+    return tuple([broadcast_to(as_tensor(a, graph), wanted) for a in arrays])

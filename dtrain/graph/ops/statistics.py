@@ -15,10 +15,10 @@ from dtrain.graph.primitive import as_tensor
 from dtrain.graph.tensor import Tensor
 
 
-def _float(x: Any, dtype: Any = None) -> Tensor:
+def _float(x: Any, dtype: Any = None) -> Any:
     x = as_tensor(x)
     if dtype is not None:
-        return x.astype(dtype)  # type: ignore[no-any-return]
+        return x.astype(dtype)
     return x.astype(np.float64) if x.dtype.kind in "biu" else x
 
 
@@ -138,12 +138,12 @@ def cov(
     """Record np.cov without weights."""
     if fweights is not None or aweights is not None:
         raise UnsupportedFunctionError("np.cov with fweights or aweights is not covered; write the weighted mean out")
-    x = as_tensor(m, getattr(y, "graph", None))
+    x: Any = as_tensor(m, getattr(y, "graph", None))
     dtype = dtype or np.result_type(x.dtype, np.float64)
     x = x.astype(dtype)
     x = np.reshape(x, (1, -1)) if x.ndim < 2 else (x if rowvar else np.transpose(x))
     if y is not None:
-        other = as_tensor(y, x.graph).astype(dtype)
+        other: Any = as_tensor(y, x.graph).astype(dtype)
         other = np.reshape(other, (1, -1)) if other.ndim < 2 else (other if rowvar else np.transpose(other))
         x = np.concatenate([x, other], axis=0)
     centre = x - np.mean(x, axis=1, keepdims=True)
