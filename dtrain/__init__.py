@@ -8,13 +8,36 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dtrain.graph import elementwise_grad, grad, hvp, jvp, trace, value_and_grad, vjp
+    from dtrain.graph import (
+        checkpoint,
+        custom_vjp,
+        elementwise_grad,
+        grad,
+        hvp,
+        jvp,
+        trace,
+        value_and_grad,
+        vjp,
+    )
+    from dtrain.graph.custom import primitive
     from dtrain.jobs.fit import fit
 
-__all__ = ["__version__", "elementwise_grad", "fit", "grad", "hvp", "jvp", "trace", "value_and_grad", "vjp"]
+__all__ = [
+    "__version__",
+    "checkpoint",
+    "custom_vjp",
+    "elementwise_grad",
+    "fit",
+    "grad",
+    "hvp",
+    "jvp",
+    "primitive",
+    "trace",
+    "value_and_grad",
+    "vjp",
+]
 
-_GRAPH = ("elementwise_grad", "grad", "hvp", "jvp", "trace", "value_and_grad", "vjp")
-_HOME = {"fit": "dtrain.jobs.fit", **dict.fromkeys(_GRAPH, "dtrain.graph")}
+_HOME = {**dict.fromkeys(__all__[1:], "dtrain.graph"), "fit": "dtrain.jobs.fit"}
 
 
 def __getattr__(name: str) -> Any:

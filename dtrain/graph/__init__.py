@@ -19,12 +19,14 @@ from dtrain.graph.context import (
     step_context,
     step_key,
 )
+from dtrain.graph.custom import custom_vjp, primitive
 from dtrain.graph.differentiate import backward
 from dtrain.graph.ops.choice import relu, sigmoid
 from dtrain.graph.ops.reduction import logsumexp
 from dtrain.graph.ops.shape import stop_gradient
 from dtrain.graph.plan import Arena, Bound, Plan
-from dtrain.graph.primitive import PRIMITIVES, Primitive, primitive
+from dtrain.graph.primitive import PRIMITIVES, Primitive
+from dtrain.graph.recompute import checkpoint
 from dtrain.graph.tensor import Graph, Tensor, scope
 from dtrain.graph.transformations import elementwise_grad, hvp, jvp
 from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
@@ -42,7 +44,9 @@ __all__ = [
     "Tensor",
     "backward",
     "check_grads",
+    "checkpoint",
     "current_context",
+    "custom_vjp",
     "dropout",
     "elementwise_grad",
     "flatten",

@@ -47,6 +47,12 @@ class Primitive:
     def __repr__(self) -> str:
         return f"<primitive {self.name}>"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # One of the table stays the one of the table in another process, where the plan tells them apart by identity.
+        if PRIMITIVES.get(self.name) is self:
+            return _of_table, (self.name,)
+        return super().__reduce_ex__(protocol)
+
     def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
         """Return shape and dtype of the result; raises ValueError where the shapes do not fit."""
         raise NotImplementedError
@@ -66,6 +72,10 @@ class Primitive:
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         return record(self, args, static or EMPTY)
+
+
+def _of_table(name: str) -> Primitive:
+    return PRIMITIVES[name]
 
 
 class Ufunc(Primitive):

@@ -9,7 +9,7 @@ results when it meets the operation (`differentiate.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,10 +151,14 @@ member = _Member("member")
 def members(op: Region, outputs: Sequence[Tensor], others: Sequence[Tensor], static: Static) -> list[Tensor]:
     """Record a region behind these outputs and return its members, which stand for them."""
     node = append(op, [*outputs, *others], static)
-    result = []
-    for i, output in enumerate(outputs):
-        result.append(append(member, [node, output], {"index": i}))
-        result[-1].weak = output.weak
+    return [member_of(node, i) for i in range(len(outputs))]
+
+
+def member_of(node: Tensor, index: int) -> Tensor:
+    """Record one result of a region."""
+    output = node.inputs[index]
+    result = append(member, [node, output], {"index": index})
+    result.weak = output.weak
     return result
 
 
@@ -174,7 +178,9 @@ def sources(node: Tensor) -> tuple[Tensor, ...]:
     return node.inputs[1:] if node.op is member else node.inputs
 
 
-def reachable(outputs: Iterable[Tensor], cut: Mapping[int, Any], inputs: Callable[[Tensor], Sequence[Tensor]]) -> Any:
+def reachable(
+    outputs: Iterable[Tensor], cut: Collection[int], inputs: Callable[[Tensor], Sequence[Tensor]]
+) -> list[Tensor]:
     """Return the nodes that the outputs are computed from, in order, down to and without those in `cut`."""
     seen: dict[int, Tensor] = {}
     stack = list(outputs)
