@@ -13,6 +13,8 @@ import torch
 
 import tests.ops_rows.arrange
 import tests.ops_rows.elementwise
+import tests.ops_rows.linear_algebra
+import tests.ops_rows.special
 import tests.ops_rows.statistics  # noqa: F401
 from dtrain import graph
 from tests.ops_samples import ABOVE, CUBE, INSIDE, MASK, POSITIVE, ROWS, SAMPLES, V, X, Y, real, row, tensor

@@ -16,8 +16,12 @@ from dtrain.graph.ops import (
     arrange,
     choice,
     complex_numbers,
+    contraction,
+    convolution,
+    decomposition,
     differences,
     elementwise,
+    fourier,
     indexing,
     joining,
     linear,
@@ -25,6 +29,7 @@ from dtrain.graph.ops import (
     padding,
     reduction,
     shape,
+    solving,
     statistics,
     transcendental,  # noqa: F401  (its ufuncs are found among the primitives)
 )
@@ -60,7 +65,9 @@ UFUNCS.update(
         np.modf: elementwise.modf,
         np.conjugate: complex_numbers.conjugate,
         np.matmul: linear.matmul,
-        np.vecdot: arrange.vecdot,
+        np.vecdot: contraction.vecdot,
+        np.matvec: contraction.matvec,
+        np.vecmat: contraction.vecmat,
     }
 )
 
@@ -182,6 +189,7 @@ FUNCTIONS.update(
         np.diag: arrange.diag,
         np.diagflat: arrange.diagflat,
         np.diagonal: arrange.diagonal,
+        np.trace: arrange.trace,
         np.linalg.diagonal: arrange.linalg_diagonal,
         np.linalg.trace: arrange.linalg_trace,
         np.compress: arrange.compress,
@@ -221,17 +229,61 @@ FUNCTIONS.update(
         np.triu: arrange.triu,
         np.take: indexing.take,
         np.take_along_axis: indexing.take_along_axis,
-        np.dot: linear.dot,
-        np.inner: linear.inner,
-        np.outer: linear.outer,
-        np.tensordot: linear.tensordot,
-        np.einsum: linear.einsum,
-        np.trace: arrange.trace,
-        np.linalg.norm: linear.norm,
         np.shape: _static("shape"),
         np.ndim: _static("ndim"),
         np.size: _size,
         np.result_type: _result_type,
+    }
+)
+
+FUNCTIONS.update(  # products and linear algebra
+    {
+        np.dot: contraction.dot,
+        np.inner: contraction.inner,
+        np.vdot: contraction.vdot,
+        np.outer: contraction.outer,
+        np.tensordot: contraction.tensordot,
+        np.einsum: contraction.einsum,
+        np.kron: contraction.kron,
+        np.cross: contraction.cross,
+        np.convolve: convolution.convolve,
+        np.correlate: convolution.correlate,
+        np.linalg.matmul: linear.matmul,
+        np.linalg.outer: contraction.outer,
+        np.linalg.vecdot: contraction.linalg_vecdot,
+        np.linalg.tensordot: contraction.linalg_tensordot,
+        np.linalg.cross: contraction.linalg_cross,
+        np.linalg.multi_dot: contraction.multi_dot,
+        np.linalg.inv: solving.inv,
+        np.linalg.pinv: solving.pinv,
+        np.linalg.solve: solving.solve,
+        np.linalg.lstsq: solving.lstsq,
+        np.linalg.det: solving.det,
+        np.linalg.slogdet: solving.slogdet,
+        np.linalg.matrix_power: solving.matrix_power,
+        np.linalg.matrix_rank: solving.matrix_rank,
+        np.linalg.tensorinv: solving.tensorinv,
+        np.linalg.tensorsolve: solving.tensorsolve,
+        np.linalg.cholesky: decomposition.cholesky,
+        np.linalg.qr: decomposition.qr,
+        np.linalg.eigh: decomposition.eigh,
+        np.linalg.eigvalsh: decomposition.eigvalsh,
+        np.linalg.svd: decomposition.svd,
+        np.linalg.svdvals: decomposition.svdvals,
+        np.linalg.norm: decomposition.norm,
+        np.linalg.vector_norm: decomposition.vector_norm,
+        np.linalg.matrix_norm: decomposition.matrix_norm,
+        np.linalg.cond: decomposition.cond,
+    }
+)
+
+FUNCTIONS.update(  # Fourier transforms: np.fft.fft is fourier.fft, and so on
+    {
+        getattr(np.fft, name): getattr(fourier, name)
+        for name in (
+            *("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2"),
+            *("fftn", "ifftn", "rfftn", "irfftn", "fftshift", "ifftshift"),
+        )
     }
 )
 
@@ -275,7 +327,7 @@ METHODS.update(
         "trace": arrange.trace,
         "compress": arrange.compress_method,
         "mT": shape.matrix_transpose,
-        "dot": linear.dot,
+        "dot": contraction.dot,
         "clip": choice.clip,
     }
 )

@@ -235,6 +235,10 @@ class Tensor(Operators):
             return ufunc(x[(..., *(None,) * np.ndim(y))] if np.ndim(y) else x, y)
         table = _TABLES.get(method)
         function = table.get(ufunc) if table is not None else None
+        if function is None and "scipy.special" in sys.modules:
+            import dtrain.graph.ops.special  # noqa: F401  (adds the rules of its ufuncs to the table)
+
+            function = table.get(ufunc) if table is not None else None
         if function is None:
             suffix = "" if method == "__call__" else f".{method}"
             raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__}{suffix}"))

@@ -200,8 +200,3 @@ def bincount(x: Any, /, weights: Any = None, minlength: int = 0) -> Any:
     places = np.asarray(x)
     n = max(int(places.max(initial=-1)) + 1, minlength)
     return scatter_add(weights.astype(np.float64), places, shape=(n,), index=(("array", 0),))
-
-
-def vecdot(x: Any, y: Any, axis: int = -1) -> Any:
-    """Record np.vecdot along the last axis."""
-    return np.sum(np.conjugate(x) * y, axis=axis)

@@ -1,0 +1,36 @@
+"""Rows of scipy.special, and of the helpers beside it."""
+
+from __future__ import annotations
+
+import torch
+from scipy import special
+
+import dtrain.graph.ops.special
+from tests.ops_samples import ABOVE, INSIDE, POSITIVE, X, real, row
+
+_UNIT = real("unit", 3, 4, low=0.05, high=0.95)
+_s = torch.special
+for _name, _input, _theirs in (
+    ("erf", X, _s.erf), ("erfc", X, _s.erfc), ("erfcx", X, _s.erfcx), ("erfinv", INSIDE, _s.erfinv),
+    ("erfcinv", _UNIT, lambda x: _s.erfinv(1 - x)), ("expit", X, _s.expit),
+    ("log_expit", X, torch.nn.functional.logsigmoid),
+    ("logit", _UNIT, _s.logit), ("gammaln", POSITIVE, _s.gammaln),
+    ("gamma", POSITIVE, lambda x: torch.exp(_s.gammaln(x))),
+    ("rgamma", POSITIVE, lambda x: torch.exp(-_s.gammaln(x))), ("psi", POSITIVE, None),
+    ("entr", POSITIVE, _s.entr),
+    ("ndtr", X, _s.ndtr), ("log_ndtr", X, _s.log_ndtr), ("ndtri", _UNIT, _s.ndtri), ("i0", X, _s.i0), ("i1", X, _s.i1),
+    ("j0", X, None), ("j1", X, None), ("sindg", 50 * X, lambda x: torch.sin(torch.deg2rad(x))),
+    ("cosdg", 50 * X, lambda x: torch.cos(torch.deg2rad(x))),
+):  # fmt: skip
+    row(_name, getattr(special, _name), _theirs, _input)
+for _name, _inputs, _theirs in (
+    ("xlogy", (X, POSITIVE), _s.xlogy), ("xlog1py", (X, POSITIVE), _s.xlog1py),
+    ("rel_entr", (ABOVE, POSITIVE), lambda x, y: x * torch.log(x / y)),
+    ("kl_div", (ABOVE, POSITIVE), lambda x, y: x * torch.log(x / y) - x + y),
+    ("betaln", (ABOVE, POSITIVE), lambda x, y: torch.lgamma(x) + torch.lgamma(y) - torch.lgamma(x + y)),
+    ("beta", (ABOVE, POSITIVE), lambda x, y: torch.exp(torch.lgamma(x) + torch.lgamma(y) - torch.lgamma(x + y))),
+):  # fmt: skip
+    row(_name, getattr(special, _name), _theirs, *_inputs)
+row("zeta", lambda x: special.zeta(2.5, x), lambda x: _s.zeta(torch.tensor(2.5, dtype=x.dtype), x), POSITIVE, orders=0)
+
+__all__ = ["dtrain"]
