@@ -181,7 +181,7 @@ def test_mistakes_that_numpy_or_python_finds_are_told_with_their_line_too(data, 
     def random(params, batch):
         return squares(params, batch) * np.random.rand()
 
-    with pytest.raises(InputError, match="draws from np.random"):
+    with pytest.raises(InputError, match=r"draws from np\.random"):
         dtrain.fit(random, {"w": np.zeros(4)}, data, workers=workers, progress=False)
 
 

@@ -20,5 +20,5 @@ def test_auto_is_one_per_core_that_this_process_may_use(monkeypatch):
 def test_processors_with_weak_ordering_run_in_this_process(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert worker_count("auto") == 0
-    with pytest.raises(InputError, match="need an x86-64 processor.*this is aarch64. Use --workers 0"):
+    with pytest.raises(InputError, match=r"need an x86-64 processor.*this is aarch64\. Use --workers 0"):
         make_launcher(None, 2, None, lambda m: -1)
