@@ -27,8 +27,9 @@ from dtrain.graph.ops.shape import stop_gradient
 from dtrain.graph.plan import Arena, Bound, Plan
 from dtrain.graph.primitive import PRIMITIVES, Primitive
 from dtrain.graph.recompute import checkpoint
+from dtrain.graph.scanning import scan
 from dtrain.graph.tensor import Graph, Tensor, scope
-from dtrain.graph.transformations import elementwise_grad, hvp, jvp
+from dtrain.graph.transformations import elementwise_grad, hessian, hvp, jacobian, jvp
 from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
 
 __all__ = [
@@ -51,8 +52,10 @@ __all__ = [
     "elementwise_grad",
     "flatten",
     "grad",
+    "hessian",
     "hvp",
     "is_training",
+    "jacobian",
     "jvp",
     "keep_mask",
     "logsumexp",
@@ -61,6 +64,7 @@ __all__ = [
     "primitive",
     "random_words",
     "relu",
+    "scan",
     "scope",
     "sigmoid",
     "step_context",

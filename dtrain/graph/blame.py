@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtrain.graph.regions import Packed, parts
+
 if TYPE_CHECKING:
     from dtrain.graph.plan import Bound
 
@@ -34,8 +36,10 @@ def first_nonfinite(bound: Bound) -> str | None:
         for step, call in zip(plan.steps, bound.calls, strict=True):
             before = [_range(bound.arrays[i.position]) for i in step.inputs]
             call()
-            out = bound.arrays[step.out.position]
-            if out.dtype.kind == "f" and not np.isfinite(out).all():
+            block = bound.arrays[step.out.position]
+            for out in parts(step.op, step.static, block) if isinstance(step.op, Packed) else [block]:
+                if out.dtype.kind != "f" or np.isfinite(out).all():
+                    continue
                 scope = f" in {step.node.scope}" if step.node.scope else ""
                 return (
                     f"{step.op.name}{scope}, made at {step.node.location}: result {_range(out)}; "

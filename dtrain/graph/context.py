@@ -81,10 +81,12 @@ def is_training() -> bool:
 
 
 def philox_words(key: np.ndarray, place: int, count: int) -> np.ndarray:
-    """Return `count` raw words of Philox(key=(seed, place), counter=(0, 0, step, shard))."""
-    seed, step, shard = int(key[0]), int(key[1]), int(key[2])
+    """Return `count` raw words of Philox(key=(seed, place), counter=(0, loop, step, shard)).
+
+    `loop` is 0, and within a loop tells its steps apart."""
+    seed, step, shard, loop = int(key[0]), int(key[1]), int(key[2]), int(key[3])
     generator = np.random.Philox(
-        key=np.array([seed, place], np.uint64), counter=np.array([0, 0, step, shard], np.uint64)
+        key=np.array([seed, place], np.uint64), counter=np.array([0, loop, step, shard], np.uint64)
     )
     return generator.random_raw(count)
 
@@ -122,9 +124,10 @@ def keep_(g, out, words, *, shape, threshold):
     """True where the element's 16 bits of the words are below the threshold."""
 
 
-def _key_of(graph: Graph, context: StepContext) -> Tensor:
+def key_of(graph: Graph) -> Tensor:
+    """Return the graph's input uint64[4] = (seed, step, shard, 0), made when it is first asked for."""
     if graph.key is None:
-        graph.key = graph.input(context.key, "random key")
+        graph.key = graph.input(require_context("a random number").key, "random key")
     return graph.key
 
 
@@ -139,7 +142,7 @@ def random_words(count: int) -> Any:
         return philox_words(context.key, place, count)
     place = graph.random_places
     graph.random_places += 1
-    return record(random_words_, (_key_of(graph, context),), {"place": place, "count": count})
+    return record(random_words_, (key_of(graph),), {"place": place, "count": count})
 
 
 def keep_mask(shape: Any, rate: float) -> Any:

@@ -296,6 +296,8 @@ class custom_vjp:
         leaves = [graph.capture(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         kept = [graph.capture(leaf) if isinstance(leaf, Tensor) else leaf for leaf in kept]
         outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not outputs:  # nothing traced came in
+            return returned[0]
         others = [leaf for leaf in kept if isinstance(leaf, Tensor)]
         self._refuse_closure([*outputs, *others], start, {n.index for n in cut})
         offset = len(outputs) + len(others)

@@ -280,14 +280,17 @@ def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
     """Append a node to the graph of the arguments, computing it if the graph is eager. Plain arrays give a plain
     array."""
     graph: Graph | None = None
-    plain = False
+    plain = is_mixed = False
     weak = True
     for a in args:
         if a.__class__ is Tensor:
             if graph is None:
                 graph = a.graph
             elif graph is not a.graph:
-                raise TraceError(f"{op.name} at {format_line(user_line())} mixes arrays of two traced functions")
+                if graph.depth == a.graph.depth:
+                    raise TraceError(f"{op.name} at {format_line(user_line())} mixes arrays of two traced functions")
+                graph = graph if graph.depth > a.graph.depth else a.graph
+                is_mixed = True
             if not a.weak:
                 weak = False
         else:
@@ -296,6 +299,8 @@ def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
                 weak = False
     if graph is None:
         return op.evaluate([np.asarray(a) for a in args], static)
+    if is_mixed:  # the body of a loop takes in what it closes over
+        args = [graph.capture(a) if a.__class__ is Tensor else a for a in args]
     inputs: tuple[Tensor, ...]
     inputs = tuple([a if a.__class__ is Tensor else graph.constant(a) for a in args]) if plain else tuple(args)
     line = graph.line

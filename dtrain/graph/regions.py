@@ -83,6 +83,11 @@ def packed_layout(parts: Iterable[tuple[Shape, np.dtype[Any]]]) -> list[tuple[in
     return result
 
 
+def parts(op: Packed, static: Static, block: np.ndarray) -> list[np.ndarray]:
+    """Return the results that lie in this block."""
+    return [_part_view(block, index=0, offset=o, shape=s, dtype=d) for o, s, d in op.layout(static)[:-1]]
+
+
 class _Part(Structural, View):
     """One result of a packed operation: a view of its block."""
 

@@ -173,6 +173,8 @@ class Tensor(Operators):
     def _scalar(self, convert: Callable[[Any], Any], what: str) -> Any:
         if self.graph.is_branching_allowed:
             return convert(self.value)
+        if self.graph.depth:
+            self._refuse(what, "it may differ in the next step of the loop; use np.where, or a Python loop")
         self._refuse(
             what,
             "its value may differ in the next call; use np.where, a static (int, bool, str) argument, or compile=False",
@@ -304,6 +306,9 @@ class Graph:
     While `is_eager`, every recorded operation is also computed, so that print, a debugger and a stack trace work at
     the user's line. The reverse sweep records without computing.
     """
+
+    depth = 0
+    """How many graphs this one lies within: that of the body of a loop lies within the one that holds the loop."""
 
     def __init__(self, is_branching_allowed: bool = False) -> None:
         self.nodes: list[Tensor] = []

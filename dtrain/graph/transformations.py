@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import TraceError
-from dtrain.graph.api import fresh, grad
+from dtrain.graph.api import as_argnums, fresh, grad, positions_of
 from dtrain.graph.calls import Transformed, check_differentiable, is_array, is_float, name_of
 from dtrain.graph.differentiate import backward
 from dtrain.graph.ops.shape import alias, zeros_like
+from dtrain.graph.scanning import scan
 from dtrain.graph.tensor import Graph, Tensor
 from dtrain.graph.tree import flatten, named_leaves, unflatten
 
@@ -31,6 +32,20 @@ def _pushforward(outputs: Sequence[Tensor], wrt: Sequence[Tensor]) -> tuple[list
 
 def _nothing(args: Sequence[Any]) -> None:
     """Accept any arguments."""
+
+
+def _static(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
+    return argnums if isinstance(argnums, int) else tuple(argnums)
+
+
+def _check(f: Callable[..., Any], argnums: int | Sequence[int]) -> Callable[[Sequence[Any]], None]:
+    """Return what checks that the arguments named by `argnums` are there and are floats."""
+
+    def check(args: Sequence[Any]) -> None:
+        for p in positions_of(f, as_argnums(argnums), args):
+            check_differentiable(args[p], p)
+
+    return check
 
 
 def jvp(
@@ -104,8 +119,9 @@ def elementwise_grad(
         return np.sum(value)
 
     total.__name__ = name_of(f)
-    total.__doc__ = f.__doc__
-    return grad(total, argnums, compile=compile)
+    inner = grad(total, argnums)
+    options = (_static(argnums), compile)
+    return Transformed(elementwise_grad, f, options, lambda graph, args: inner(*args), _check(f, argnums), compile)
 
 
 def hvp(f: Callable[..., Any], x: Any, v: Any, *rest: Any, compile: bool = True) -> Any:
@@ -119,9 +135,6 @@ def hvp(f: Callable[..., Any], x: Any, v: Any, *rest: Any, compile: bool = True)
 def _curving(f: Callable[..., Any], compile: bool) -> Transformed:
     """Return the function of x, v and the other arguments that gives H·v."""
 
-    def check(args: Sequence[Any]) -> None:
-        check_differentiable(args[0], 0)
-
     def record(graph: Graph, args: Sequence[Any]) -> Any:
         x, v, *rest = args
         leaves, structure = flatten(x)
@@ -133,4 +146,94 @@ def _curving(f: Callable[..., Any], compile: bool) -> Transformed:
         # H is symmetric: its product with v is the pullback of the gradient at v.
         return unflatten(structure, backward(gradients, directions, wrt))
 
-    return Transformed(_curving, f, (compile,), record, check, compile)
+    return Transformed(_curving, f, (compile,), record, _check(f, 0), compile)
+
+
+def jacobian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bool = True) -> Callable[..., Any]:
+    """Return a function that returns the matrix of first derivatives of f.
+
+    For an array x and a result y it has the shape y.shape + x.shape. Where the result is a tree, so is the Jacobian,
+    with, in place of each array, a tree like the argument (a tuple of trees for a tuple of `argnums`). It is made row
+    by row in reverse mode, or column by column in forward mode where x has fewer elements than y, by a loop (`scan`),
+    so the graph does not grow with the size. See `grad` for the arguments and for `compile`.
+    """
+
+    def record(graph: Graph, args: Sequence[Any]) -> Any:
+        return _jacobian(graph, f, argnums, args)
+
+    return Transformed(jacobian, f, (_static(argnums), compile), record, _check(f, argnums), compile)
+
+
+def hessian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bool = True) -> Callable[..., Any]:
+    """Return a function that returns the matrix of second derivatives of the scalar function f.
+
+    It is the Jacobian of the gradient: for an array x it has the shape x.shape + x.shape; for a tree {"a", "b"} it is
+    {"a": {"a", "b"}, "b": {"a", "b"}}. `hvp` gives its product with a vector without making it.
+    """
+    gradient = grad(f, argnums)
+
+    def record(graph: Graph, args: Sequence[Any]) -> Any:
+        return _jacobian(graph, gradient, argnums, args)
+
+    return Transformed(hessian, f, (_static(argnums), compile), record, _check(f, argnums), compile)
+
+
+def _jacobian(graph: Graph, f: Callable[..., Any], argnums: int | Sequence[int], args: Sequence[Any]) -> Any:
+    new = list(args)
+    wrt: list[Tensor] = []
+    structures = []
+    for p in positions_of(f, as_argnums(argnums), args):
+        leaves, structure = flatten(args[p])
+        nodes = [fresh(graph, leaf) for leaf in leaves]
+        wrt += nodes
+        structures.append((structure, len(nodes)))
+        new[p] = unflatten(structure, nodes)
+    result = f(*new)
+    outputs, out_structure = flatten(result)
+    for (name, _), o in zip(named_leaves(result), outputs, strict=True):
+        if not is_float(o):
+            what = o.dtype if hasattr(o, "dtype") else type(o).__name__
+            where = f" ({name})" if name else ""
+            raise TraceError(f"jacobian of {name_of(f)}: its result{where} of type {what} has no derivative")
+    traced = [graph.capture(o) for o in outputs if isinstance(o, Tensor)]
+    was_eager = graph.is_eager
+    graph.is_eager = False
+    try:
+        if sum(w.size for w in wrt) < sum(o.size for o in traced):
+            found = _by_columns(traced, wrt)
+        else:
+            found = [_rows(o, wrt) for o in traced]
+    finally:
+        graph.is_eager = was_eager
+    rows = iter(found)
+    parts = []
+    for o in outputs:
+        blocks: list[Any]
+        if isinstance(o, Tensor):
+            blocks = [np.reshape(b, (*o.shape, *w.shape)) for b, w in zip(next(rows), wrt, strict=True)]
+        else:
+            blocks = [np.zeros((*np.shape(o), *w.shape), w.dtype) for w in wrt]
+        trees = []
+        for structure, count in structures:
+            trees.append(unflatten(structure, blocks[:count]))
+            blocks = blocks[count:]
+        parts.append(trees[0] if isinstance(argnums, int) else tuple(trees))
+    return unflatten(out_structure, parts)
+
+
+def _rows(output: Tensor, wrt: Sequence[Tensor]) -> list[Any]:
+    """Return the derivatives of each element of the output, stacked, for each of `wrt`."""
+    places = np.arange(output.size).reshape(output.shape)
+
+    def row(nothing: None, i: Any) -> tuple[None, list[Tensor]]:
+        return None, backward([output], [np.equal(places, i).astype(output.dtype)], wrt)
+
+    _, rows = scan(row, None, np.arange(output.size))
+    return rows  # type: ignore[no-any-return]
+
+
+def _by_columns(outputs: Sequence[Tensor], wrt: Sequence[Tensor]) -> list[list[Any]]:
+    """Return the same as `_rows` of each output, from derivatives along each element of `wrt`."""
+    seeds, gradients = _pushforward(outputs, wrt)
+    columns = [_rows(g, seeds) for g in gradients]
+    return [[np.moveaxis(c[k], 0, -1) for c in columns] for k in range(len(outputs))]
