@@ -22,7 +22,7 @@ from dtrain.graph.context import (
 from dtrain.graph.custom import custom_vjp, primitive
 from dtrain.graph.differentiate import backward
 from dtrain.graph.ops.choice import relu, sigmoid
-from dtrain.graph.ops.reduction import logsumexp
+from dtrain.graph.ops.reduction import log_softmax, logsumexp, softmax
 from dtrain.graph.ops.shape import stop_gradient
 from dtrain.graph.plan import Arena, Bound, Plan
 from dtrain.graph.primitive import PRIMITIVES, Primitive
@@ -58,6 +58,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "keep_mask",
+    "log_softmax",
     "logsumexp",
     "map_leaves",
     "named_leaves",
@@ -67,6 +68,7 @@ __all__ = [
     "scan",
     "scope",
     "sigmoid",
+    "softmax",
     "step_context",
     "step_key",
     "stop_gradient",

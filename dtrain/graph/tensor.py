@@ -8,62 +8,30 @@ and its inputs stand before it in `Graph.nodes`, so list order is topological or
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from dtrain.errors import TraceError, UnsupportedFunctionError
-from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, UFUNCS, Operators
+from dtrain.graph.location import format_line as format_line
+from dtrain.graph.location import scipy_caller
+from dtrain.graph.location import user_line as user_line
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, NEAREST, REDUCTIONS, SPECIAL, UFUNCS, Operators
 
 if TYPE_CHECKING:
     from dtrain.graph.primitive import Primitive
 
 EMPTY: dict[str, Any] = {}
 _ACTIVE = threading.local()
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_LAYERS = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "nn") + os.sep
-_MODELS = os.path.join(_LAYERS, "models") + os.sep
-_NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
-_SKIPPED: dict[str, bool] = {}
 _TABLES: dict[str, dict[np.ufunc, Callable[..., Any]]] = {
     "__call__": UFUNCS,
     "reduce": REDUCTIONS,
     "accumulate": ACCUMULATIONS,
 }
-
-
-def _is_skipped(filename: str) -> bool:
-    skip = filename.startswith((_HERE, _NUMPY)) or (filename.startswith(_LAYERS) and not filename.startswith(_MODELS))
-    _SKIPPED[filename] = skip
-    return skip
-
-
-def user_line() -> tuple[str, int]:
-    """Return (file, line) of the nearest caller that is neither this engine, nor a layer, nor NumPy."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        skip = _SKIPPED.get(filename)
-        if skip is None:
-            skip = _is_skipped(filename)
-        if not skip:
-            return filename, frame.f_lineno
-        frame = frame.f_back
-    return "?", 0
-
-
-def format_line(line: tuple[str, int]) -> str:
-    """Write (file, line) as "dir/file.py:14", relative to the current directory where the file is below it."""
-    filename, number = line
-    here = os.getcwd() + os.sep
-    shown = filename[len(here) :] if filename.startswith(here) else os.path.basename(filename)
-    return f"{shown}:{number}"
 
 
 class Tensor(Operators):
@@ -204,6 +172,9 @@ class Tensor(Operators):
         return self._scalar(lambda value: np.asarray(value).tolist(), "tolist()")
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        caller = scipy_caller() if "scipy" in sys.modules else None
+        if caller is not None:
+            raise UnsupportedFunctionError(_not_covered(caller))
         self._refuse(
             "np.asarray()",
             "it would lose the gradient; use NumPy functions on it, np.stack for a list, or `.value` to look at it",
@@ -237,10 +208,10 @@ class Tensor(Operators):
             return ufunc(x[(..., *(None,) * np.ndim(y))] if np.ndim(y) else x, y)
         table = _TABLES.get(method)
         function = table.get(ufunc) if table is not None else None
-        if function is None and "scipy.special" in sys.modules:
-            import dtrain.graph.ops.special  # noqa: F401  (adds the rules of its ufuncs to the table)
+        if function is None and method == "__call__" and "scipy.special" in sys.modules:
+            import dtrain.graph.ops.special  # noqa: F401  (fills the table)
 
-            function = table.get(ufunc) if table is not None else None
+            function = SPECIAL.get(ufunc)
         if function is None:
             suffix = "" if method == "__call__" else f".{method}"
             raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__}{suffix}"))
@@ -293,10 +264,12 @@ class Tensor(Operators):
 
 
 def _not_covered(name: str) -> str:
+    remedy = NEAREST.get(name)
+    if remedy is None:
+        remedy = "write it with covered functions (listed in dtrain.graph.numpy_functions)"
     return (
-        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; write it with "
-        "covered functions (listed in dtrain.graph.numpy_functions), or call it on plain arrays outside "
-        "the traced function"
+        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; {remedy}, "
+        "or call it on plain arrays outside the traced function"
     )
 
 

@@ -114,3 +114,11 @@ row("linspace of rows", lambda v: np.linspace(v, 3.0, 4, endpoint=False, axis=1)
 row("linspace step", lambda v: np.linspace(0.0, v, 4, retstep=True)[1], lambda v: v / 3, V)
 row("unwrap", lambda x: np.unwrap(3 * x), None, X)
 row("unwrap by", lambda x: np.unwrap(3 * x, discont=2.5, axis=0, period=2.0), None, X)
+
+row("reshape in Fortran order", lambda x: np.reshape(x, (4, -1), order="F") * np.reshape(x, (4, 6), "F"),
+    lambda x: x.permute(2, 1, 0).reshape(6, 4).T ** 2, CUBE)  # fmt: skip
+row("ravel in Fortran order", lambda x: x.ravel("F") * np.ravel(x, order="F"), lambda x: x.T.ravel() ** 2, X)
+row("reshape by name", lambda x: np.reshape(x, shape=(4, 3)), lambda x: x.reshape(4, 3), X)
+row("array_equal", lambda x: np.where(np.array_equal(x, x + 0, equal_nan=True), x, 0) * (1 - np.array_equal(x, X[0])),
+    lambda x: x * 1, X)  # fmt: skip
+row("questions about complex", lambda x: x * (np.isrealobj(x) + np.iscomplexobj(x)), lambda x: x * 1, X)

@@ -6,6 +6,7 @@ import torch
 from scipy import special
 
 import dtrain.graph.ops.special
+from dtrain import graph
 from tests.ops_samples import ABOVE, INSIDE, POSITIVE, X, real, row
 
 _UNIT = real("unit", 3, 4, low=0.05, high=0.95)
@@ -32,5 +33,12 @@ for _name, _inputs, _theirs in (
 ):  # fmt: skip
     row(_name, getattr(special, _name), _theirs, *_inputs)
 row("zeta", lambda x: special.zeta(2.5, x), lambda x: _s.zeta(torch.tensor(2.5, dtype=x.dtype), x), POSITIVE, orders=0)
+row("softmax", lambda x: graph.softmax(x, axis=1), lambda x: torch.softmax(x, 1), X)
+row(
+    "log_softmax",
+    lambda x: graph.log_softmax(5 * x),
+    lambda x: torch.log_softmax(5 * x.ravel(), 0).reshape(3, 4),
+    X,
+)
 
 __all__ = ["dtrain"]

@@ -256,6 +256,16 @@ def argmin(x: Any, axis: Any = None, out: None = None, *, keepdims: Any = False)
     return _arg(argmin_, x, axis, keepdims)
 
 
+def softmax(x: Any, axis: Any = None) -> Any:
+    """Return e^x / Σ e^x over the axes (as scipy.special.softmax: over all by default), without overflow."""
+    return np.exp(log_softmax(x, axis))
+
+
+def log_softmax(x: Any, axis: Any = None) -> Any:
+    """Return the logarithm of the softmax, without overflow; of traced and of plain arrays."""
+    return x - logsumexp(x, axis, keepdims=True)
+
+
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """Return log(Σ e^x) over the axes without overflow; of traced and of plain arrays.
 

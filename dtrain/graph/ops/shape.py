@@ -164,12 +164,18 @@ def _as_shape(shape: Any) -> tuple[int, ...]:
     return (int(shape),) if isinstance(shape, int | np.integer) else tuple([int(n) for n in shape])
 
 
-def reshape(x: Any, *shape: Any, order: str = "C", copy: Any = None) -> Any:
-    """Record np.reshape(x, shape) and x.reshape(2, -1)."""
+def reshape(x: Any, *sizes: Any, shape: Any = None, order: str = "C", copy: Any = None) -> Any:
+    """Record np.reshape(x, shape) and x.reshape(2, -1), in C order or, by way of the transpose, in Fortran's."""
     x = as_tensor(x)
-    wanted = _as_shape(shape[0] if len(shape) == 1 or isinstance(shape[0], tuple | list) else shape)
+    if sizes and isinstance(sizes[-1], str):  # np.reshape(x, shape, "F")
+        *sizes, order = sizes  # type: ignore[assignment]
+    if shape is None:
+        shape = sizes[0] if len(sizes) == 1 or isinstance(sizes[0], tuple | list) else sizes
+    wanted = _as_shape(shape)
+    if order == "F":
+        return transpose(reshape(transpose(x), wanted[::-1]))
     if order != "C":
-        raise ValueError("reshape of a traced array is in C order")
+        raise ValueError(f"a traced array has no order in memory; reshape it in the order C or F, not {order!r}")
     if -1 in wanted:
         known = 1
         for n in wanted:
@@ -183,7 +189,7 @@ def reshape(x: Any, *shape: Any, order: str = "C", copy: Any = None) -> Any:
 
 def ravel(x: Any, order: str = "C") -> Any:
     """Record np.ravel and ndarray.flatten."""
-    return reshape(x, -1, order=order)
+    return reshape(x, (-1,), order=order)
 
 
 def transpose(x: Any, *axes: Any) -> Any:

@@ -9,8 +9,8 @@ import math
 import numpy as np
 from scipy import special
 
-from dtrain.graph.operators import UFUNCS
-from dtrain.graph.primitive import PRIMITIVES, Ufunc, primitive
+from dtrain.graph.operators import SPECIAL
+from dtrain.graph.primitive import Ufunc, primitive
 
 _ROOT_PI = math.sqrt(math.pi)
 
@@ -195,6 +195,4 @@ def cosdg(g, out, x):
     return g * -special.sindg(x) * (math.pi / 180.0)
 
 
-for _op in list(PRIMITIVES.values()):
-    if isinstance(_op, Ufunc):
-        UFUNCS.setdefault(_op.ufunc, _op)
+SPECIAL.update({op.ufunc: op for op in list(globals().values()) if isinstance(op, Ufunc)})

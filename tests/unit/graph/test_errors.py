@@ -66,6 +66,10 @@ def test_an_uncovered_function_is_named():
 
     with pytest.raises(UnsupportedFunctionError, match=r"np\.linalg\.eig is not covered: .* used at .*" + line(f)):
         graph.grad(f)(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.unique is not covered: .*its shape depends on values"):
+        graph.grad(lambda x: np.sum(np.unique(x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.linalg\.svd of shape \(2, 3\) .*pass full_matrices=False"):
+        graph.grad(lambda x: np.sum(np.linalg.svd(x)[0]))(X)
     with pytest.raises(UnsupportedFunctionError, match=r"np\.i0 is not covered"):
         graph.grad(lambda x: np.sum(np.i0(x)))(X)
     with pytest.raises(UnsupportedFunctionError, match=r"np\.spacing is not covered"):
@@ -180,3 +184,43 @@ def test_a_tensor_that_outlives_its_trace():
         graph.grad(f)(kept[0])
     with pytest.raises(TraceError, match="mixes arrays of two traced functions"):
         graph.grad(lambda x: np.sum(x * kept[0]))(X)
+
+
+def test_functions_of_scipy_that_are_not_ufuncs_name_what_to_use():
+    special = pytest.importorskip("scipy.special")
+
+    def f(x):
+        return np.sum(special.logsumexp(x))
+
+    with pytest.raises(
+        UnsupportedFunctionError,
+        match=r"scipy\.special\.logsumexp is not covered: .* at .*" + line(f) + ".*use dtrain.graph.logsumexp",
+    ):
+        graph.grad(f)(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.jv is not covered|jv is not covered"):
+        graph.grad(lambda x: np.sum(special.jv(1, x)))(X)
+
+
+def test_linear_algebra_without_a_solution_names_the_line():
+    def f(x):
+        return np.sum(np.linalg.inv(x))
+
+    with pytest.raises(np.linalg.LinAlgError, match=r"inv: Singular matrix; made at .*" + line(f)):
+        graph.grad(f)(np.ones((2, 2)))
+    with pytest.raises(ShapeError, match=r"inv: expected square matrices \(…, n, n\), got \(2, 3\); made at"):
+        graph.grad(f)(X)
+    with pytest.raises(ShapeError, match=r"solve: expected \(…, n, n\) and .*got \(2, 3\), \(2, 1\)"):
+        graph.grad(lambda x: np.sum(np.linalg.solve(x, x[:, 0])))(X)
+    with pytest.raises(ShapeError, match="convolve: expected two sequences"):
+        graph.grad(lambda x: np.sum(np.convolve(x, x)))(X)
+    with pytest.raises(ValueError, match=r"einsum: 'ij' of 'ij,j' names 2 axes of shape \(3,\)"):
+        graph.grad(lambda x: np.sum(np.einsum("ij,j", x[0], x[0])))(X)
+
+
+def test_a_condition_that_is_traced_has_no_shape():
+    with pytest.raises(TraceError, match=r"np\.compress by a traced condition .*use np\.where"):
+        graph.grad(lambda x: np.sum(np.compress(x[0] > 0, x, axis=1)))(X)
+    with pytest.raises(TraceError, match=r"np\.extract by a traced condition"):
+        graph.grad(lambda x: np.sum(np.extract(x > 0, x)))(X)
+    with pytest.raises(UnsupportedFunctionError, match=r"np\.bincount of traced places"):
+        graph.grad(lambda x: np.sum(np.bincount(np.argmax(x, axis=1))))(X)

@@ -1,0 +1,60 @@
+"""Where in the user's code something was recorded: the nearest caller outside of this engine, its layers and libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType
+
+import numpy as np
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LAYERS = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "nn") + os.sep
+_MODELS = os.path.join(_LAYERS, "models") + os.sep
+_NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
+_SCIPY = os.path.join(os.path.dirname(_NUMPY.rstrip(os.sep)), "scipy") + os.sep
+_SKIPPED: dict[str, bool] = {}
+
+
+def _is_skipped(filename: str) -> bool:
+    skip = filename.startswith((_HERE, _NUMPY, _SCIPY)) or (
+        filename.startswith(_LAYERS) and not filename.startswith(_MODELS)
+    )
+    _SKIPPED[filename] = skip
+    return skip
+
+
+def user_line() -> tuple[str, int]:
+    """Return (file, line) of the nearest caller that is neither this engine, nor a layer, nor NumPy."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        skip = _SKIPPED.get(filename)
+        if skip is None:
+            skip = _is_skipped(filename)
+        if not skip:
+            return filename, frame.f_lineno
+        frame = frame.f_back
+    return "?", 0
+
+
+def format_line(line: tuple[str, int]) -> str:
+    """Write (file, line) as "dir/file.py:14", relative to the current directory where the file is below it."""
+    filename, number = line
+    here = os.getcwd() + os.sep
+    shown = filename[len(here) :] if filename.startswith(here) else os.path.basename(filename)
+    return f"{shown}:{number}"
+
+
+def scipy_caller() -> str | None:
+    """Return the name of the function of SciPy that the user called, if one is on the stack."""
+    frame: FrameType | None = sys._getframe(1)
+    name: str | None = None
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("scipy."):
+            name = f"{module.rsplit('.', 1)[0]}.{frame.f_code.co_name}"
+        elif name is not None and not module.startswith("numpy"):
+            break
+        frame = frame.f_back
+    return name
