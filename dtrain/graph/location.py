@@ -1,4 +1,4 @@
-"""Where in the user's code something was recorded: the nearest caller outside of this engine, its layers and libraries."""
+"""Where in the user's code something was recorded: the nearest caller outside of the engine, layers and libraries."""
 
 from __future__ import annotations
 
@@ -47,14 +47,12 @@ def format_line(line: tuple[str, int]) -> str:
 
 
 def scipy_caller() -> str | None:
-    """Return the name of the function of SciPy that the user called, if one is on the stack."""
+    """Return the name of the function of SciPy that the user's code called, if this is inside of one."""
     frame: FrameType | None = sys._getframe(1)
     name: str | None = None
-    while frame is not None:
+    while frame is not None and _is_skipped(frame.f_code.co_filename):
         module = frame.f_globals.get("__name__", "")
         if module.startswith("scipy."):
             name = f"{module.rsplit('.', 1)[0]}.{frame.f_code.co_name}"
-        elif name is not None and not module.startswith("numpy"):
-            break
         frame = frame.f_back
     return name

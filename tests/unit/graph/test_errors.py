@@ -201,6 +201,16 @@ def test_functions_of_scipy_that_are_not_ufuncs_name_what_to_use():
         graph.grad(lambda x: np.sum(special.jv(1, x)))(X)
 
 
+def test_a_mistake_below_an_optimizer_of_scipy_is_the_users():
+    optimize = pytest.importorskip("scipy.optimize")
+
+    def f(x):
+        return np.sum(np.asarray(x))
+
+    with pytest.raises(TraceError, match=r"np\.asarray\(\) of a traced array at .*" + line(f)):
+        optimize.minimize(lambda x: 0.0, np.ones(2), jac=graph.grad(f))
+
+
 def test_linear_algebra_without_a_solution_names_the_line():
     def f(x):
         return np.sum(np.linalg.inv(x))
