@@ -6,6 +6,7 @@ rank. The graph is traced once per number of samples; its plan is bound once per
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from dtrain.graph import Arena, Bound, Graph, Plan, Tensor, backward, flatten, s
 from dtrain.graph.tensor import recording
 from dtrain.train.program import Program
 
+_LINE = re.compile(r"\S:\d+")  # where an error says itself which line it is about
 _DTRAIN, _NUMPY = Path(__file__).parents[1], Path(np.__file__).parent
 EVAL_CHUNK = 256
 """Samples of an evaluation chunk: fixed, so that the figures do not depend on the number of workers."""
@@ -91,8 +93,10 @@ def called(name: str, function: Callable[[Any, Any], Any], parameters: Any, samp
     """Call a function of the user's; what goes wrong in it is theirs, told with the innermost line of their code."""
     try:
         return function(parameters, samples)
-    except DtrainError:
-        raise
+    except DtrainError as error:
+        if _LINE.search(str(error)):
+            raise
+        raise type(error)(f"{error}{_place(error)}") from error
     except Exception as error:
         raise InputError(f"{name}: {type(error).__name__}: {error}{_place(error)}") from error
 
