@@ -8,7 +8,11 @@ from __future__ import annotations
 import json
 import select
 import socket
+from contextlib import suppress
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Message = dict[str, Any]
 
@@ -29,6 +33,11 @@ class Channel:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def local_address(self) -> str:
+        """The IP address of this end; empty if the line does not leave the host."""
+        return str(self._socket.getsockname()[0]) if self._socket.family == socket.AF_INET else ""
 
     def send(self, message: Message) -> None:
         """Send one message. Raises ChannelClosed."""
@@ -52,6 +61,31 @@ class Channel:
         line, self._buffer = self._buffer.split(b"\n", 1)
         message: Message = json.loads(line)
         return message
+
+    def send_array(self, array: NDArray[Any], timeout_seconds: float) -> None:
+        """Send the raw bytes of a contiguous array, after the message that announces it. Raises ChannelClosed."""
+        self._socket.settimeout(timeout_seconds)
+        try:
+            self._socket.sendall(array.reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise ChannelClosed from error
+        finally:
+            with suppress(OSError):
+                self._socket.setblocking(True)
+
+    def receive_array(self, array: NDArray[Any]) -> None:
+        """Fill a contiguous array with the raw bytes that follow the message just received. Raises ChannelClosed."""
+        target = array.reshape(-1).view(np.uint8).data
+        filled = min(len(target), len(self._buffer))
+        target[:filled], self._buffer = self._buffer[:filled], self._buffer[filled:]
+        while filled < len(target):
+            try:
+                count = self._socket.recv_into(target[filled:])
+            except OSError as error:
+                raise ChannelClosed from error
+            if not count:
+                raise ChannelClosed
+            filled += count
 
     def close(self) -> None:
         self._socket.close()

@@ -7,7 +7,9 @@ Pages that nobody touches cost nothing.
 Who may write what, so that no lock is needed: the coordinator writes ``header``, ``coefficients`` and, between
 generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, losses and
 ``shard_done`` of its own shards, its own slice of ``total``, ``parameters`` and ``state``, and the ``squares`` of that
-slice; rank 0 also writes ``decisions``.
+slice; rank 0 also writes ``decisions``. With several hosts each has such a memory of its own, and rank r means its rank
+among those of the host; rank 0 writes all of ``total``, ``squares`` and ``losses``, and each rank its slice of
+``partials``: the sums of this host's shards that other hosts add.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ DECISION_WORDS = 3
 # header words
 HALT = 0  # generations up to this number are halted
 GRANTED = 1  # steps below this number may run
+BEGUN = 2  # the generation for which the words below and those of the ranks are set
+COMPLETE = 3  # step + 1 whose whole sum over all hosts is in `total`, `squares` and `losses`
 HEADER_WORDS = 8
 
 # words of a rank's row in `arrived`, one cache line each
@@ -44,6 +48,8 @@ BLOCKS_DONE = 1  # blocks of its slice that are updated in UPDATE_STEP
 BLOCK_IN_WORK = 2  # block that may be half updated, whose old content is in `undo`; -1: none
 UPDATE_STEP = 3  # step + 1 to which the two words before belong
 BEATS = 4  # grows with every finished piece of work
+PARTIAL = 5  # step + 1 whose part of `partials` is there
+WAITS = 6  # grows while the rank waits for another host
 ROW_WORDS = 8
 
 # phases of a step, in `ARRIVED`
@@ -69,6 +75,11 @@ def anonymous_file(size: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, size)
     return fd
+
+
+def open_memory(process: int, fd: int) -> int:
+    """Return a descriptor of the memory that another process of this host and user holds as ``fd``. Raises OSError."""
+    return os.open(f"/proc/{process}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
 
 
 def words(array: NDArray[np.int64]) -> memoryview[int]:
@@ -98,6 +109,7 @@ class RunMemory:
             ("state", (len(d.state_names), layout.size), real),
             ("total", (layout.size,), real),
             ("gradients", (shards, -(-layout.nbytes // _ALIGN) * _ALIGN // real.itemsize), real),
+            ("partials", (max(1, shards // 2), -(-layout.nbytes // _ALIGN) * _ALIGN // real.itemsize), real),
         ]
         offsets, end = {}, 0
         for name, shape, dtype in fields:
@@ -123,6 +135,7 @@ class RunMemory:
         self.state: NDArray[np.generic] = arrays["state"]
         self.total: NDArray[np.generic] = arrays["total"]
         self.gradients: NDArray[np.generic] = arrays["gradients"][:, : layout.size]
+        self.partials: NDArray[np.generic] = arrays["partials"][:, : layout.size]
         self.header_words, self.arrived_words = words(self.header), words(self.arrived)
 
     def close(self) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.comm.layout import BLOCK, Layout
-from dtrain.comm.tree import Leaf, Register, additions, registers
+from dtrain.comm.tree import Add, Leaf, Place, Register, additions, registers
+
+Call = Callable[[], object]
 
 
 class SliceSum:
@@ -31,50 +33,76 @@ class SliceSum:
         blocks: tuple[int, int],
     ) -> None:
         self._layout, self._gradients, self._total, self._blocks = layout, gradients, total, blocks
-        count = registers(gradients.shape[0])
-        self._scratch = [np.empty(BLOCK, layout.dtype) for _ in range(count - 1)]
-        self._wide = np.empty(BLOCK, np.float64)
-        self._bound: dict[tuple[int, ...], list[list[Callable[[], object]]]] = {}
-        # A norm is over one segment, so that the figure cannot depend on the slice that a rank holds.
-        self._norms = [
-            [(layout.segment_starts[block] + i, total[s.lo : s.hi]) for i, s in enumerate(layout.segments[block])]
-            for block in range(*blocks)
-        ]
+        self._scratch = scratch_of(layout, gradients.shape[0])
+        self._bound: dict[tuple[int, ...], list[list[Call]]] = {}
+        self._squares = Squares(layout, total, blocks)
 
     def run(self, present: tuple[int, ...], squares: NDArray[np.float64] | None) -> None:
         """Sum over the ``present`` shards; write each own segment's sum of squares into ``squares`` (None: no norm)."""
         calls = self._bound.get(present)
         if calls is None:
             calls = self._bound[present] = self._bind(present)
-        for block, segments in zip(calls, self._norms, strict=True):
-            for call in block:
+        for block, own in enumerate(calls, self._blocks[0]):
+            for call in own:
                 call()
             if squares is not None:
-                for index, part in segments:
-                    squares[index] = self._square(part)
+                self._squares.run(block, squares)
 
-    def _square(self, part: NDArray[np.generic]) -> float:
-        """The sum of squares of one segment in float64: a function of its values alone."""
-        wide = self._wide[: part.size]
-        np.copyto(wide, part)
-        return float(np.dot(wide, wide))
-
-    def _bind(self, present: Sequence[int]) -> list[list[Callable[[], object]]]:
+    def _bind(self, present: Sequence[int]) -> list[list[Call]]:
         adds, result = additions(self._gradients.shape[0], present)
-        blocks: list[list[Callable[[], object]]] = []
+        blocks = []
         for block in range(*self._blocks):
             where = self._layout.block(block)
-            length = where.stop - where.start
 
-            def memory(place: Leaf | Register, where: slice = where, length: int = length) -> NDArray[np.generic]:
-                if isinstance(place, Leaf):
-                    return self._gradients[place.shard, where]
-                return self._total[where] if place.index == 0 else self._scratch[place.index - 1][:length]
+            def gradient(leaf: Leaf, where: slice = where) -> NDArray[np.generic]:
+                return self._gradients[leaf.shard, where]
 
-            calls: list[Callable[[], object]] = [
-                partial(np.add, memory(a.left), memory(a.right), memory(a.target)) for a in adds
-            ]
-            if isinstance(result, Leaf):
-                calls.append(partial(np.copyto, self._total[where], memory(result)))
-            blocks.append(calls)
+            blocks.append(bind_additions(adds, result, gradient, self._total[where], self._scratch))
         return blocks
+
+
+class Squares:
+    """The sums of squares of the segments in blocks ``lo..hi`` of ``total``, in float64.
+
+    A norm is over one segment, so that the figure cannot depend on the slice that a rank holds.
+    """
+
+    def __init__(self, layout: Layout, total: NDArray[np.generic], blocks: tuple[int, int]) -> None:
+        self._first = blocks[0]
+        self._wide = np.empty(BLOCK, np.float64)
+        self._parts = [
+            [(layout.segment_starts[block] + i, total[s.lo : s.hi]) for i, s in enumerate(layout.segments[block])]
+            for block in range(*blocks)
+        ]
+
+    def run(self, block: int, squares: NDArray[np.float64]) -> None:
+        """Write the sum of squares of each segment of ``block`` into ``squares``: a function of its values alone."""
+        for index, part in self._parts[block - self._first]:
+            wide = self._wide[: part.size]
+            np.copyto(wide, part)
+            squares[index] = float(np.dot(wide, wide))
+
+
+def scratch_of(layout: Layout, shards: int) -> list[NDArray[np.generic]]:
+    """Registers 1, 2, … of a sum over ``shards`` shards, of a block each; register 0 is the target."""
+    return [np.empty(BLOCK, layout.dtype) for _ in range(registers(shards) - 1)]
+
+
+def bind_additions(
+    adds: Sequence[Add],
+    result: Place,
+    term: Callable[..., NDArray[np.generic]],
+    target: NDArray[np.generic],
+    scratch: Sequence[NDArray[np.generic]],
+) -> list[Call]:
+    """Bind the additions over one block: ``term`` says where a leaf or subtree lies, register 0 is ``target``."""
+
+    def memory(place: Place) -> NDArray[np.generic]:
+        if not isinstance(place, Register):
+            return term(place)
+        return target if place.index == 0 else scratch[place.index - 1][: target.size]
+
+    calls: list[Call] = [partial(np.add, memory(a.left), memory(a.right), memory(a.target)) for a in adds]
+    if not isinstance(result, Register):
+        calls.append(partial(np.copyto, target, memory(result)))
+    return calls

@@ -7,11 +7,12 @@ import threading
 from dtrain.comm.channel import Channel, channel_pair
 from dtrain.comm.memory import RunMemory
 from dtrain.errors import WorkerError
+from dtrain.train.launcher import Launcher
 from dtrain.train.program import Program
 from dtrain.train.worker import Worker
 
 
-class InProcessLauncher:
+class InProcessLauncher(Launcher):
     """Starts workers as daemon threads. A thread cannot be killed, so a model that hangs ends the run."""
 
     def __init__(self, program: Program) -> None:

@@ -10,9 +10,10 @@ from dtrain.comm.channel import Channel, channel_pair
 from dtrain.comm.memory import RunMemory
 from dtrain.errors import WorkerError
 from dtrain.jobs.zygote import Zygote
+from dtrain.train.launcher import Launcher
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Starts workers as processes of this machine. ``payload`` is the descriptor of the job (`payload.py`)."""
 
     def __init__(self, payload: int, zygote: Zygote | None = None) -> None:

@@ -25,9 +25,10 @@ from dtrain.jobs.watcher import Watcher
 from dtrain.jobs.zygote import Zygote
 from dtrain.monitor.endpoint import MetricsEndpoint
 from dtrain.train.checkpoint import CheckpointStore
+from dtrain.train.launcher import Launcher
 from dtrain.train.numerics import describe, numerics_class
 from dtrain.train.program import Program
-from dtrain.train.service import Launcher, Outcome, RunSettings, Service, max_workers
+from dtrain.train.service import Outcome, RunSettings, Service, max_workers
 
 
 def worker_count(workers: int | str) -> int:

@@ -17,7 +17,11 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
     """
     layout = memory.dimensions.layout
     sampler = program.sampler()
+    runner = ShardRunner(program, memory)
     for shard in range(min(sampler.batch_size(step), program.shards)):
+        if memory.shard_done[shard] != step + 1:  # its gradient is on another host; the same can be computed here
+            with np.errstate(all="ignore"):
+                runner.gather(step, shard).bind(shard).run()
         views = layout.views(memory.gradients[shard])
         bad = [n for n, v in zip(layout.names, views, strict=True) if not np.isfinite(v).all()]
         loss = float(memory.losses[step % RING, shard])
@@ -34,7 +38,7 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
                             f"{place}; the training data {key} has nan or inf in sample {sample}: clean the data"
                         )
         with np.errstate(all="ignore"):
-            origin = ShardRunner(program, memory).gather(step, shard).bind(shard).first_nonfinite()
+            origin = runner.gather(step, shard).bind(shard).first_nonfinite()
         return NonFiniteError(
             f"{place}; first in {origin}. Lower the learning rate, clip the gradient, or set on_nonfinite: skip"
         )

@@ -16,157 +16,31 @@ from enum import Enum
 
 from dtrain.comm.layout import split_evenly
 from dtrain.errors import DtrainError, NumericsError, WorkerError
-
-# --- events: what the shell has seen ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Started:
-    """The run begins."""
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A worker is up and has said in which numerics class it computes."""
-
-    worker: int
-    numerics: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker's connection is gone: it died, or it was killed."""
-
-    worker: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A worker reports an error of the job itself: the model, the data, a value that is not finite."""
-
-    worker: int
-    error: DtrainError
-
-
-@dataclass(frozen=True)
-class WorkerHalted:
-    """A member has stopped inside a step, as it was told to."""
-
-    worker: int
-    generation: int
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """The shell has read how far the halted generation had come, and has completed an update if one was decided.
-
-    ``done`` are the shards whose gradients for step ``committed`` exist already.
-    """
-
-    committed: int
-    done: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far each member is: a number that grows with every step and phase, and one that grows with any work."""
-
-    arrivals: Mapping[int, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A member has finished its part of an evaluation."""
-
-    worker: int
-    generation: int
-    step: int
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """A signal or a user asks to stop at the end of the step."""
-
-
-Event = Started | Joined | Lost | Failed | WorkerHalted | Recovered | Progress | Evaluated | StopRequested
-
-# --- instructions: what the shell is to do ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spawn:
-    """Start a process that will join as this worker."""
-
-    worker: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    """End a worker for certain, and wait until it is gone: it may not write into the run's memory any more."""
-
-    worker: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Halt:
-    """Make every member of the generation stop where it is."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class Recover:
-    """All members of the generation are halted or dead: find out how far it came, then report Recovered."""
-
-    generation: int
-
-
-@dataclass(frozen=True)
-class Begin:
-    """Start a generation at ``step``. Rank r runs ``first[r]`` in that step, the shards ``runs[r]`` later."""
-
-    generation: int
-    step: int
-    members: tuple[int, ...]
-    first: tuple[tuple[int, ...], ...]
-    runs: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Grant:
-    """Allow all steps below ``step``."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Evaluate the parameters after ``step`` steps on the held-out data."""
-
-    generation: int
-    step: int
-    members: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Keep the state after ``step`` steps. The shell copies it at once and writes it in the background."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The run is over: status as in Ray's words, and the error if it failed."""
-
-    status: str
-    step: int
-    error: DtrainError | None = None
-
-
-Instruction = Spawn | Kill | Halt | Recover | Begin | Grant | Evaluate | Snapshot | Finish
+from dtrain.train.events import (
+    Begin,
+    Dismiss,
+    Evaluate,
+    Evaluated,
+    Event,
+    Failed,
+    Finish,
+    Grant,
+    Halt,
+    Instruction,
+    Joined,
+    Kill,
+    LinkLost,
+    Lost,
+    Progress,
+    Recover,
+    Recovered,
+    Resized,
+    Snapshot,
+    Spawn,
+    Started,
+    StopRequested,
+    WorkerHalted,
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +59,7 @@ class Policy:
     startup_timeout_seconds: float = 60.0
     max_ahead: int = 64
     ahead_seconds: float = 0.1
+    can_replace: bool = True
 
 
 class Status(Enum):
@@ -199,6 +74,8 @@ class Status(Enum):
 class Worker:
     status: Status
     since: float
+    host: int = 0
+    is_waiting: bool = False
     arrival: tuple[int, int] = (-1, -1)
     has_stepped: bool = False
     evaluating: bool = False
@@ -233,8 +110,9 @@ class Coordinator:
         self._snapshot_step = self.policy.first_step
         self._snapshot_time = 0.0
         self._done: frozenset[int] = frozenset()
+        self._world_size = self.policy.world_size
         self._next_worker = 0
-        self._deaths_without_a_step = 0
+        self._losses_without_a_step = 0
         self._longest_step = 0.0
         self._last_commit = 0.0
         self._pace = 0.0  # seconds per step, smoothed
@@ -252,10 +130,16 @@ class Coordinator:
                 self._snapshot_time = now
                 for _ in range(self.policy.world_size):
                     self._spawn(now)
-            case Joined(worker, numerics):
-                self._join(worker, numerics, now)
-            case Lost(worker, reason):
+            case Joined(worker, numerics, host):
+                self._join(worker, numerics, host, now)
+            case Lost(worker, reason, gone):
+                self._done -= gone
                 self._lose(worker, reason, now)
+            case LinkLost(_, generation, reason):
+                if generation == self.generation and self.mode is Mode.RUNNING and self._is_bearable(reason):
+                    self._halt(now)
+            case Resized(world_size):
+                self._resize(world_size, now)
             case Failed(_, error):
                 self._finish("failed", error)
             case WorkerHalted(worker, generation):
@@ -265,8 +149,8 @@ class Coordinator:
                 self._commit(committed, now)
                 self._done = done
                 self.mode = Mode.FORMING
-            case Progress(arrivals):
-                self._progress(arrivals, now)
+            case Progress(arrivals, waiting):
+                self._progress(arrivals, waiting, now)
             case Evaluated(worker, generation, step):
                 if generation == self.generation and step == self.committed and worker in self.workers:
                     self.workers[worker].evaluating = False
@@ -282,7 +166,7 @@ class Coordinator:
         self._out.append(Spawn(self._next_worker))
         self._next_worker += 1
 
-    def _join(self, worker: int, numerics: Mapping[str, str], now: float) -> None:
+    def _join(self, worker: int, numerics: Mapping[str, str], host: int, now: float) -> None:
         if not self._is(worker, Status.STARTING):  # it died or is told to die, and its word comes late
             return
         expected = self.policy.numerics
@@ -298,34 +182,62 @@ class Coordinator:
                 ),
             )
         else:
-            self.workers[worker] = Worker(Status.READY, now)
+            self.workers[worker] = Worker(Status.READY, now, host)
 
     def _lose(self, worker: int, reason: str, now: float) -> None:
         if worker not in self.workers:
             return
         lost = self.workers.pop(worker)
-        self._deaths_without_a_step += 1
-        if self._deaths_without_a_step > 3 + self.policy.world_size:
-            self._finish(
-                "failed",
-                WorkerError(
-                    f"{self._deaths_without_a_step} workers died without a step between them, the last one: "
-                    f"{lost.reason or reason}; see events.jsonl"
-                ),
-            )
+        if not self._is_bearable(lost.reason or reason):
             return
-        self._spawn(now)
+        if self.policy.can_replace and len(self.workers) < self._world_size:
+            self._spawn(now)
+        elif not self.workers:
+            self._finish("failed", WorkerError(f"no worker is left, the last one: {lost.reason or reason}"))
+            return
         if worker in self.members and self.mode in (Mode.RUNNING, Mode.EVALUATING):
-            self.mode, self._is_disturbed = Mode.HALTING, True
-            self._out.append(Halt(self.generation))
-            for member in self.members:
-                other = self.workers.get(member)
-                if other is not None and other.status is Status.ACTIVE:
-                    other.status, other.since = Status.HALTING, now
+            self._halt(now)
 
-    def _progress(self, arrivals: Mapping[int, tuple[int, int]], now: float) -> None:
+    def _is_bearable(self, reason: str) -> bool:
+        """Whether the run can go on after one more loss; it ends if nothing is committed between too many."""
+        self._losses_without_a_step += 1
+        if self._losses_without_a_step <= 3 + self._world_size:
+            return True
+        self._finish(
+            "failed",
+            WorkerError(
+                f"{self._losses_without_a_step} workers or lines were lost without a step between them, the last one: "
+                f"{reason}; see events.jsonl"
+            ),
+        )
+        return False
+
+    def _halt(self, now: float) -> None:
+        """Stop all members where they are."""
+        self.mode, self._is_disturbed = Mode.HALTING, True
+        self._out.append(Halt(self.generation))
+        for member in self.members:
+            other = self.workers.get(member)
+            if other is not None and other.status is Status.ACTIVE:
+                other.status, other.since = Status.HALTING, now
+
+    def _resize(self, world_size: int, now: float) -> None:
+        """Take in more workers, or let some go at the next boundary."""
+        self._world_size = world_size
+        for _ in range(world_size - len(self.workers)):
+            self._spawn(now)
+
+    def _surplus(self) -> list[int]:
+        """The workers that are too many: those that are not there yet first, then the newest."""
+        count = max(0, len(self.workers) - self._world_size)
+        order = sorted(self.workers, key=lambda w: (not self._is(w, Status.STARTING), -w))
+        return order[:count]
+
+    def _progress(self, arrivals: Mapping[int, tuple[int, int]], waiting: frozenset[int], now: float) -> None:
         for worker, arrival in arrivals.items():
             known = self.workers.get(worker)
+            if known is not None:
+                known.is_waiting = worker in waiting
             if known is not None and known.arrival != arrival:
                 known.arrival, known.since = arrival, now
         if self.mode is Mode.RUNNING and arrivals:
@@ -336,7 +248,7 @@ class Coordinator:
         if count <= 0:
             return
         self.committed, self._done = step, frozenset()
-        self._deaths_without_a_step = 0
+        self._losses_without_a_step = 0
         seconds = (now - self._last_commit) / count
         self._last_commit = now
         if not self._is_disturbed:  # the step that a dead worker delayed says nothing about the length of a step
@@ -384,8 +296,15 @@ class Coordinator:
 
     def _begin(self, now: float) -> None:
         """Begin a generation with everybody who is there; at the very start, wait until all are."""
-        ready = tuple(w for w in sorted(self.workers) if self._is(w, Status.READY, Status.ACTIVE))
-        if not ready or (self.generation == 0 and any(w.status is Status.STARTING for w in self.workers.values())):
+        for worker in self._surplus():
+            del self.workers[worker]
+            self._out.append(Dismiss(worker))
+        # The ranks of a host are neighbours, so that the shards of a host are: it can add them without the others.
+        there = (w for w in self.workers if self._is(w, Status.READY, Status.ACTIVE))
+        ready = tuple(sorted(there, key=lambda w: (self.workers[w].host, w)))
+        if not ready or self.workers[ready[0]].host != 0:  # the coordinator's own memory has to stay up to date
+            return
+        if self.generation == 0 and any(w.status is Status.STARTING for w in self.workers.values()):
             return
         self.generation += 1
         self.members = ready
@@ -416,7 +335,7 @@ class Coordinator:
             self._finish("succeeded")
         elif self._snapshot_is_due(now):
             self._snapshot(now)
-        elif any(w.status is Status.READY for w in self.workers.values()):
+        elif self._is_changing():
             self._begin(now)
         else:
             for member in self.members:
@@ -427,7 +346,7 @@ class Coordinator:
     def _grant(self, now: float) -> None:
         """Let the members run on, unless something is to be done at a boundary."""
         policy = self.policy
-        if self._is_stopping or any(w.status is Status.READY for w in self.workers.values()):
+        if self._is_stopping or self._is_changing():
             return
         # Without a step since the last checkpoint there is nothing to keep, and to wait for it would be for ever.
         is_newer = self.granted > self._snapshot_step
@@ -445,6 +364,12 @@ class Coordinator:
         if limit > self.granted:
             self.granted = limit
             self._out.append(Grant(limit))
+
+    def _is_changing(self) -> bool:
+        """Whether somebody waits to take part, or a member is one too many."""
+        return any(w.status is Status.READY for w in self.workers.values()) or not set(self.members).isdisjoint(
+            self._surplus()
+        )
 
     def _snapshot_is_due(self, now: float) -> bool:
         policy, step = self.policy, self.committed
@@ -470,7 +395,10 @@ class Coordinator:
                 setting = f"timeout_seconds (now {policy.timeout_seconds:g})"
             if worker.status is Status.ACTIVE:
                 is_waited_for = (self.mode is Mode.EVALUATING and worker.evaluating) or (
-                    self.mode is Mode.RUNNING and self.committed < self.granted and worker.arrival[0] == slowest
+                    self.mode is Mode.RUNNING
+                    and self.committed < self.granted
+                    and worker.arrival[0] == slowest
+                    and not worker.is_waiting
                 )
             else:
                 is_waited_for = worker.status in (Status.STARTING, Status.HALTING)
@@ -482,3 +410,19 @@ class Coordinator:
                 )
                 worker.status = Status.KILLED
                 self._out.append(Kill(number, worker.reason))
+        self._watch_lines(slowest, now)
+
+    def _watch_lines(self, slowest: int, now: float) -> None:
+        """End a generation in which all that are behind are alive and wait for each other: a line says nothing more."""
+        behind = [self.workers[m] for m in self.members if m in self.workers and self.workers[m].arrival[0] == slowest]
+        if self.mode is not Mode.RUNNING or self.committed == self.granted:
+            return
+        limit = self.policy.timeout_seconds + self._longest_step
+        if behind and all(w.is_waiting and now - w.since > limit for w in behind):
+            reason = (
+                f"the hosts of {len(behind)} workers did not hear each other for {limit:.1f} s at step "
+                f"{self.committed}; look at the network between them, or raise timeout_seconds (now "
+                f"{self.policy.timeout_seconds:g})"
+            )
+            if self._is_bearable(reason):
+                self._halt(now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +21,13 @@ class Recorder:
         self.next_step, self.chain = state.first_step, state.chain
         self.last_loss: float | None = None
 
-    def read(self, committed: int, members: tuple[int, ...]) -> list[StepRecord]:
-        """Return the records of the steps below ``committed`` that were not yet read; ``members`` ran them."""
+    def read(
+        self, committed: int, members: tuple[int, ...], others: Mapping[int, Sequence[float]] | None = None
+    ) -> list[StepRecord]:
+        """Return the records of the steps below ``committed`` that were not yet read; ``members`` ran them.
+
+        ``others`` are the phases that the members on other hosts have told last.
+        """
         if committed <= self.next_step:
             return []
         state, memory, program = self._state, self._state.memory, self._state.program
@@ -48,7 +55,7 @@ class Recorder:
                     seconds=seconds[i],
                     is_skipped=bool(is_skipped),
                     parameter_norms=state.parameter_norms(step) if is_last else None,
-                    phases=_by_worker(members, phases.sum(axis=0)) if is_last else None,
+                    phases=_by_worker(members, phases.sum(axis=0), others or {}) if is_last else None,
                     digest=self.chain,
                 )
             )
@@ -56,5 +63,8 @@ class Recorder:
         return records
 
 
-def _by_worker(members: tuple[int, ...], seconds: NDArray[np.float64]) -> dict[int, dict[str, float]]:
-    return {w: dict(zip(PHASES, row, strict=True)) for w, row in zip(members, seconds.tolist(), strict=True)}
+def _by_worker(
+    members: tuple[int, ...], seconds: NDArray[np.float64], others: Mapping[int, Sequence[float]]
+) -> dict[int, dict[str, float]]:
+    rows = {**dict(zip(members, seconds.tolist(), strict=True)), **others}
+    return {w: dict(zip(PHASES, row, strict=True)) for w, row in rows.items()}

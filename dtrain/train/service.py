@@ -11,18 +11,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from dtrain.comm.channel import Channel, ChannelClosed, Message
+from dtrain.comm.host import host_id
 from dtrain.comm.layout import split_evenly
-from dtrain.comm.memory import ARRIVED, BEATS, GRANTED, HALT, RING, RunMemory
+from dtrain.comm.memory import GRANTED, RING
 from dtrain.errors import DtrainError, InputError, WorkerError
 from dtrain.monitor.records import EvalRecord
 from dtrain.train import coordinator as c
+from dtrain.train import events as e
 from dtrain.train.blame import explain_nonfinite
 from dtrain.train.checkpoint import Checkpoint, CheckpointStore
+from dtrain.train.host import FOREVER
+from dtrain.train.hosts import Hosts, held
+from dtrain.train.launcher import Launcher
 from dtrain.train.observer import Observer
 from dtrain.train.program import Program
 from dtrain.train.recorder import Recorder
@@ -32,28 +35,11 @@ from dtrain.train.state import RunState
 
 _TICK_SECONDS = 0.02
 _FAREWELL_SECONDS = 2.0
-_FOREVER = np.iinfo(np.int64).max
 
 
 def max_workers(workers: int) -> int:
     """How many ranks the memory of a run for so many workers has room for."""
     return max(1, workers) * 2 + 2
-
-
-class Launcher(Protocol):
-    """Starts and ends workers somewhere."""
-
-    def start(self, worker: int, memory: RunMemory) -> Channel:
-        """Start a worker over ``memory`` and return the line to it at once; it says "joined" when it is up."""
-
-    def forget(self, worker: int) -> None:
-        """The worker is gone; its process number may soon be another's."""
-
-    def kill(self, worker: int) -> None:
-        """End the worker for certain; its line then ends. Raises DtrainError where that is impossible."""
-
-    def close(self) -> None:
-        """End everything that is left."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +106,30 @@ class Service:
                 timeout_seconds=settings.timeout_seconds,
                 startup_timeout_seconds=settings.startup_timeout_seconds,
                 max_ahead=RING // 2,
+                can_replace=launcher.can_replace,
             )
         )
-        self._channels: dict[int, Channel] = {}
-        self._members: tuple[int, ...] = ()
+        self._hosts = Hosts(self._state.host, host_id(), settings.timeout_seconds, self._kill)
+        self._channels = self._hosts.channels
+        self._pids: dict[int, int] = {}
+        self._done: dict[int, frozenset[int]] = {}
+        self._done_step = -1
+        self._farewells: dict[int, float] = {}  # killed on another host, and when it is given up
         self._at_rest: set[int] = set()
         self._sums: dict[int, dict[str, float]] = {}
         self._chunks = eval_chunks(program)
         self._lost = 0
-        self._finish: c.Finish | None = None
+        self._finish: e.Finish | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._is_stop_requested = False
+        self._wanted: int | None = None
+        launcher.attach(self._wake)
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            os.write(self._wake_write, b"x")
 
     @property
     def is_running(self) -> bool:
@@ -142,12 +139,17 @@ class Service:
     @property
     def members(self) -> tuple[int, ...]:
         """The workers of the current generation that are alive, in the order of their ranks."""
-        return tuple(w for w in self._members if w in self._channels)
+        return tuple(w for w in self._hosts.members if w in self._channels)
 
     def request_stop(self) -> None:
         """Ask for an orderly stop at the end of the step; safe in a signal handler."""
         self._is_stop_requested = True
-        os.write(self._wake_write, b"x")
+        self._wake()
+
+    def resize(self, workers: int) -> None:
+        """Ask for another number of workers, from the next boundary on; may be called by any thread."""
+        self._wanted = workers
+        self._wake()
 
     def run(self) -> Outcome:
         """Train to the end, to a stop or to a failure, and leave nothing behind."""
@@ -155,7 +157,7 @@ class Service:
         state = self._state
         self._observer.started(state.layout.names, self.program.steps, state.first_step, state.sampler.steps_per_epoch)
         try:
-            self._handle(c.Started())
+            self._handle(e.Started())
             while self._finish is None:
                 self._turn()
             return self._outcome(time.monotonic() - start)
@@ -173,10 +175,44 @@ class Service:
                 self._receive(key.data)
             if self._finish is not None:
                 return
+        for visitor in self._launcher.visitors():
+            self._let_in(*visitor)
         if self._is_stop_requested:
             self._is_stop_requested = False
-            self._handle(c.StopRequested())
+            self._handle(e.StopRequested())
+        if self._wanted is not None:
+            wanted, self._wanted = self._wanted, None
+            self._observer.event("resized", f"{wanted} workers are wanted", workers=wanted)
+            self._handle(e.Resized(wanted))
+        now = time.monotonic()
+        for worker in [w for w, when in self._farewells.items() if now > when]:
+            self._gone(worker)
         self._progress()
+
+    def _let_in(self, worker: int, channel: Channel, hello: dict[str, Any]) -> None:
+        """A worker has come in by itself: tell it the job and where the memory of its host is."""
+        self._channels[worker] = channel
+        self._selector.register(channel, selectors.EVENT_READ, worker)
+        self._pids[worker] = int(hello["pid"])
+        if self._hosts.place(worker, hello["host"]) == 0:
+            self._welcome(worker, (os.getpid(), self.memory.fd))
+        else:
+            self._welcome(worker, self._hosts.memory_for(worker))
+
+    def _welcome(self, worker: int, memory: tuple[int, int] | bool | None) -> None:
+        if memory is False:  # another worker of its host is making it
+            return
+        self._hosts.send(
+            worker,
+            {
+                "type": "welcome",
+                "worker": worker,
+                "memory": memory,
+                "is_remote": self._hosts.host_of[worker] != 0,
+                "max_workers": self.memory.dimensions.max_workers,
+                **self._launcher.welcome(worker),
+            },
+        )
 
     def _receive(self, worker: int) -> None:
         channel = self._channels[worker]
@@ -184,35 +220,66 @@ class Service:
             try:
                 message = channel.receive(timeout_seconds=0)
             except ChannelClosed:
-                self._forget(worker)
-                self._lost += 1
-                self._observer.event("worker_lost", f"worker {worker} died", worker=worker)
-                self._handle(c.Lost(worker, "it died"))
+                self._gone(worker)
                 return
             if message is None:
                 return
             self._message(worker, message)
+
+    def _gone(self, worker: int) -> None:
+        """A worker's line has ended, or it is given up."""
+        self._lost += 1
+        host = self._hosts.host_of.get(worker, 0)
+        if worker in self._channels:
+            self._forget(worker)
+        self._farewells.pop(worker, None)
+        is_host_gone, queued = self._hosts.forget(worker)
+        gone = self._done.pop(host, frozenset()) if is_host_gone else frozenset()
+        for other in queued:
+            self._welcome(other, self._hosts.memory_for(other))
+        self._observer.event("worker_lost", f"worker {worker} died", worker=worker)
+        self._handle(e.Lost(worker, "it died", gone))
+
+    def _kill(self, worker: int) -> None:
+        """End a worker that is silent; one on another host ends by the hand of one beside it, or is given up."""
+        if self._hosts.host_of.get(worker, 0) == 0 and worker in self._channels:
+            self._launcher.kill(worker)
+            return
+        process = self._pids.get(worker)
+        is_dying = process is not None and self._hosts.kill(worker, process)
+        self._launcher.dismiss(worker)
+        self._farewells[worker] = time.monotonic() + (_FAREWELL_SECONDS if is_dying else 0.0)
 
     def _message(self, worker: int, message: Message) -> None:
         if self._is_resting(message):
             self._at_rest.add(worker)
         match message["type"]:
             case "joined":
+                host = self._hosts.host_of.setdefault(worker, 0)
                 self._observer.event("worker_joined", f"worker {worker} joined", worker=worker, pid=message["pid"])
-                self._handle(c.Joined(worker, message["numerics"]))
+                for other in self._hosts.joined(worker, message):
+                    self._welcome(other, self._hosts.memory_for(other))
+                self._handle(e.Joined(worker, message["numerics"], host))
+            case "progress" if message["generation"] == self._coordinator.generation:
+                self._hosts.reported(worker, message)
+            case "meeting" if message["generation"] == self._coordinator.generation:
+                self._introduce(worker, message)
+            case "link_lost":
+                self._observer.event("link_lost", message["reason"], worker=worker)
+                self._handle(e.LinkLost(worker, message["generation"], message["reason"]))
             case "halted":
-                self._handle(c.WorkerHalted(worker, message["generation"]))
+                self._handle(e.WorkerHalted(worker, message["generation"]))
             case "evaluated" if self._is_awaited(message):
                 self._sums.update({int(k): v for k, v in message["sums"].items()})
                 if message["sums"] and len(self._sums) == self._chunks:
                     self._evaluated(message["step"])
-                self._handle(c.Evaluated(worker, message["generation"], message["step"]))
+                self._handle(e.Evaluated(worker, message["generation"], message["step"]))
             case "nonfinite" if message["generation"] == self._coordinator.generation:
                 error = explain_nonfinite(self.program, self.memory, message["step"])
-                self._handle(c.Failed(worker, error))
+                self._handle(e.Failed(worker, error))
             case "failed":
                 self._observer.event("worker_failed", message["error"], worker=worker, stack=message["stack"])
-                self._handle(c.Failed(worker, _worker_error(message)))
+                self._handle(e.Failed(worker, _worker_error(message)))
 
     def _is_awaited(self, message: Message) -> bool:
         """Whether a part of an evaluation belongs to one that goes on."""
@@ -226,37 +293,39 @@ class Service:
         return message["type"] in ("halted", "nonfinite") and message["generation"] == self._coordinator.generation
 
     def _progress(self) -> None:
-        rows = self.memory.arrived
-        arrivals = {w: (int(rows[r, ARRIVED]), int(rows[r, BEATS])) for r, w in enumerate(self._members)}
+        arrivals, waiting = self._hosts.arrivals(time.monotonic())
         if self._coordinator.mode is c.Mode.RUNNING and arrivals:
-            self._record(self._state.committed(len(self._members)))
-        self._handle(c.Progress(arrivals))
+            self._record(min(sequence + 1 for sequence, _ in arrivals.values()) // 4)
+        self._handle(e.Progress(arrivals, waiting))
 
-    def _handle(self, event: c.Event) -> None:
+    def _handle(self, event: e.Event) -> None:
         for instruction in self._coordinator.handle(event, time.monotonic()):
             self._do(instruction)
 
     # --- what the coordinator asks for -------------------------------------------------------------------------------
 
-    def _do(self, instruction: c.Instruction) -> None:
+    def _do(self, instruction: e.Instruction) -> None:
         match instruction:
-            case c.Spawn(worker):
+            case e.Spawn(worker):
                 channel = self._launcher.start(worker, self.memory)
-                self._channels[worker] = channel
-                self._selector.register(channel, selectors.EVENT_READ, worker)
-            case c.Kill(worker, reason):
+                if channel is not None:
+                    self._channels[worker] = channel
+                    self._selector.register(channel, selectors.EVENT_READ, worker)
+            case e.Kill(worker, reason):
                 self._observer.event("worker_silent", reason, worker=worker)
-                self._launcher.kill(worker)
-            case c.Halt(generation):
-                self.memory.header[HALT] = generation
-                self._send({w: {"type": "go"} for w in self._members})
-            case c.Recover():
+                self._kill(worker)
+            case e.Dismiss(worker):
+                self._dismiss(worker)
+            case e.Halt(generation):
+                self._hosts.halt(generation)
+                self._send({w: {"type": "go"} for w in self._hosts.members})
+            case e.Recover():
                 self._handle(self._recover())
-            case c.Begin():
+            case e.Begin():
                 self._begin(instruction)
-            case c.Grant(step):
+            case e.Grant(step):
                 self._grant(step)
-            case c.Evaluate(generation, step, members):
+            case e.Evaluate(generation, step, members):
                 self._sums = {}
                 parts = split_evenly(self._chunks, len(members))
                 self._send(
@@ -265,62 +334,96 @@ class Service:
                         for w, part in zip(members, parts, strict=True)
                     }
                 )
-            case c.Snapshot(step):
+            case e.Snapshot(step):
                 self._snapshot(step)
-            case c.Finish():
+            case e.Finish():
                 self._finish = instruction
 
     def _send(self, messages: Mapping[int, Message]) -> None:
         for worker, message in messages.items():
-            if worker in self._channels:
-                with suppress(ChannelClosed):  # its end of file is read in the next turn
-                    self._channels[worker].send(message)
+            self._hosts.send(worker, message)
 
-    def _begin(self, begin: c.Begin) -> None:
-        memory = self.memory
-        # A member of the generation before may not have read its message yet when the next steps are granted.
-        memory.header[HALT] = begin.generation - 1
-        memory.arrived[:, :] = 0
-        memory.arrived[:, ARRIVED] = 4 * begin.step
-        self._members, self._at_rest = begin.members, set()
+    def _dismiss(self, worker: int) -> None:
+        """Let a worker go that is at rest."""
+        self._observer.event("worker_dismissed", f"worker {worker} is not wanted any more", worker=worker)
+        self._hosts.send(worker, {"type": "stop"})
+        if worker in self._channels:
+            self._forget(worker)
+        self._hosts.forget(worker)
+        self._launcher.dismiss(worker)
+
+    def _begin(self, begin: e.Begin) -> None:
+        hosts = self._hosts
+        hosts.set_members(begin.members)
+        self._at_rest = set()
+        done = self._done if self._done_step == begin.step else {}
         self._observer.generation(begin.generation, begin.members, self._lost)
-        self._send(
-            {
-                worker: {
-                    "type": "begin",
-                    "generation": begin.generation,
-                    "step": begin.step,
-                    "rank": rank,
-                    "world_size": len(begin.members),
-                    "first": begin.first[rank],
-                    "run": begin.runs[rank],
-                }
-                for rank, worker in enumerate(begin.members)
+        granted = int(self.memory.header[GRANTED])
+        hosts.begin(begin.generation, begin.step, begin.step, self._coefficients(begin.step, granted))
+        numbers = (0, *hosts.others)
+        where = [hosts.host_of[w] for w in begin.members]
+        runs = [range(*run) for run in begin.runs]
+        self._meetings: dict[int, Any] = {}
+        for rank, worker in enumerate(begin.members):
+            local = hosts.on(where[rank])
+            message: Message = {
+                "type": "begin",
+                "generation": begin.generation,
+                "step": begin.step,
+                "rank": local.index(worker),
+                "world_size": len(local),
+                "first": begin.first[rank],
+                "run": begin.runs[rank],
             }
-        )
+            if len(numbers) > 1:
+                message |= {
+                    "part": {
+                        "host": numbers.index(where[rank]),
+                        "hosts": len(numbers),
+                        "rank": local.index(worker),
+                        "ranks": len(local),
+                    },
+                    "first_held": held(numbers, where, begin.first, done),
+                    "held": held(numbers, where, runs, {}),
+                    "leaders": [hosts.on(n)[0] for n in numbers],
+                    "address": self._launcher.address() if where[rank] == 0 else "",
+                }
+            hosts.send(worker, message)
+
+    def _introduce(self, worker: int, message: Message) -> None:
+        """The first rank of a host says where it can be met; when all have, all are told."""
+        self._meetings[self._hosts.host_of[worker]] = message["address"]
+        numbers = (0, *self._hosts.others)
+        if all(n in self._meetings for n in numbers):
+            peers = {
+                "type": "peers",
+                "generation": message["generation"],
+                "addresses": [self._meetings[n] for n in numbers],
+            }
+            self._send({self._hosts.on(n)[0]: peers for n in numbers})
+
+    def _coefficients(self, first: int, upto: int) -> list[list[float]]:
+        rule, schedule = self.program.rule, self.program.schedule
+        return [list(rule.coefficients(step, schedule.lr(step))) for step in range(first, upto)]
 
     def _grant(self, upto: int) -> None:
         """Compute the coefficients of the granted steps once, for all ranks, then let them run."""
-        rule, memory = self.program.rule, self.memory
-        was_idle = int(memory.header[GRANTED]) <= self._coordinator.committed
-        for step in range(max(int(memory.header[GRANTED]), self._state.first_step), upto):
-            values = rule.coefficients(step, self.program.schedule.lr(step))
-            memory.coefficients[step % RING, : len(values)] = values
-        memory.header[GRANTED] = upto
-        if was_idle:
-            self._send({w: {"type": "go"} for w in self._members})
+        granted = int(self.memory.header[GRANTED])
+        first = max(granted, self._state.first_step)
+        self._hosts.grant(first, self._coefficients(first, upto))
+        if granted <= self._coordinator.committed:
+            self._send({w: {"type": "go"} for w in self._hosts.members})
 
-    def _recover(self) -> c.Recovered:
+    def _recover(self) -> e.Recovered:
         """Record what the halted generation has committed, and mend the step that it was in."""
-        world_size = len(self._members)
-        self._record(self._state.committed(world_size))
-        committed, done = self._state.mend(world_size)
+        committed, self._done = self._hosts.settle()
+        self._done_step = committed
         self._record(committed)
-        return c.Recovered(committed, done)
+        return e.Recovered(committed, frozenset[int]().union(*self._done.values()))
 
     def _record(self, committed: int) -> None:
         """Tell the observer of the steps that were committed since the last time."""
-        records = self._recorder.read(committed, self._members)
+        records = self._recorder.read(committed, self._hosts.on(0), self._hosts.phases)
         if not records:
             return
         self._observer.steps(records)
@@ -378,14 +481,14 @@ class Service:
 
     def _settle(self) -> int:
         """Bring a failed run's memory to the end of a step, keep it as a checkpoint, and return that step."""
-        self.memory.header[HALT] = _FOREVER
+        self._hosts.halt(FOREVER)
         restless = {w for w in self.members if w not in self._at_rest}
         self._listen(restless, self._is_resting)
         for worker in list(restless):
             with suppress(DtrainError):  # a thread of this process cannot be killed
-                self._launcher.kill(worker)
+                self._kill(worker)
         self._listen(restless, self._is_resting)  # a killed worker is gone, and writes no more, when its line ends
-        if restless or not self._members:
+        if restless or not self._hosts.members:
             return self._recorder.next_step
         step = self._recover().committed
         self._snapshot(step)
@@ -404,8 +507,10 @@ class Service:
                         if is_last(message):
                             workers.discard(key.data)
                 except ChannelClosed:
-                    self._forget(key.data)
-                    workers.discard(key.data)
+                    worker = key.data
+                    self._forget(worker)
+                    self._hosts.forget(worker)
+                    workers.discard(worker)
 
     def _forget(self, worker: int) -> None:
         channel = self._channels.pop(worker)
@@ -415,7 +520,7 @@ class Service:
 
     def _close(self) -> None:
         """Let the workers go, kill who does not, and give everything back."""
-        self.memory.header[HALT] = _FOREVER
+        self._hosts.halt(FOREVER)
         self._send({w: {"type": "stop"} for w in self._channels})
         self._listen(set(self._channels), lambda message: False)
         self._launcher.close()

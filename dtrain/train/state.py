@@ -1,4 +1,4 @@
-"""The state of a run in its memory: how it begins, how it is copied and named, and how a broken step is mended.
+"""The state of a run in its memory: how it begins, how it is copied and named.
 
 The state is parameters, optimizer state and the position in the data, which is a step: the sampler and the schedule are
 functions of it. Nothing here talks to anybody.
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtrain.comm.layout import Layout, split_evenly
-from dtrain.comm.memory import ARRIVED, RING, SUMMED, RunMemory
+from dtrain.comm.layout import Layout
+from dtrain.comm.memory import RING, RunMemory
 from dtrain.errors import CheckpointError
 from dtrain.graph.tree import flatten, unflatten
 from dtrain.train.checkpoint import Checkpoint
 from dtrain.train.fingerprint import CHAIN_START, fingerprint
+from dtrain.train.host import Host
 from dtrain.train.program import Program, dimensions
-from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
 Tensors = dict[str, dict[str, NDArray[Any]]]
 
@@ -40,7 +40,7 @@ class RunState:
         self.memory = RunMemory(dimensions(program, self.layout, max_workers))
         self.first_step, self.chain = 0, CHAIN_START
         self.last_eval: dict[str, float] = {}
-        self._settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
+        self.host = Host(program, self.memory)
         self._groups = {"parameters": self.layout.views(self.memory.parameters)}
         for name, flat in zip(program.rule.state_names, self.memory.state, strict=True):
             self._groups[f"optimizer.{name}"] = self.layout.views(flat)
@@ -95,26 +95,3 @@ class RunState:
             minlength=len(self.layout.names),
         )
         return {n: math.sqrt(s) / samples for n, s in zip(self.layout.names, squares.tolist(), strict=True)}
-
-    def committed(self, world_size: int) -> int:
-        """How many steps every rank of a generation has committed."""
-        return int(self.memory.arrived[:world_size, ARRIVED].min() + 1) // 4
-
-    def mend(self, world_size: int) -> tuple[int, frozenset[int]]:
-        """Finish the update of a step whose sum was complete when its generation was halted; all ranks are at rest.
-
-        Returns the steps committed, and the shards whose gradients for the next step exist already.
-        """
-        memory, step = self.memory, self.committed(world_size)
-        if memory.arrived[:world_size, ARRIVED].min() >= 4 * step + SUMMED:
-            slot = step % RING
-            losses = memory.losses[slot, : self.present(step)]
-            decision = decide(self._settings, memory.squares[slot], losses, self.sampler.batch_size(step))
-            if decision.action != "stop":
-                write_down(decision, memory.decisions[slot])
-                if decision.action == "update":
-                    with np.errstate(all="ignore"):
-                        for rank, blocks in enumerate(split_evenly(self.layout.blocks, world_size)):
-                            SliceUpdate(memory, self._settings, rank, blocks).complete(step, decision)
-                step += 1
-        return step, frozenset(np.flatnonzero(memory.shard_done == step + 1).tolist())

@@ -6,22 +6,39 @@ Within the granted steps the workers of a generation go on by themselves, three 
     gradients of my shards -> barrier -> sum my slice -> barrier -> decide, update my slice -> barrier
 
 After the first barrier all gradients are there, after the second the whole sum and its squares, after the third the
-step is committed. A worker writes nothing that belongs to another one.
+step is committed. A worker writes nothing that belongs to another one. With several hosts the ranks and barriers are
+those of the host, and the sum is made with the other hosts (`comm/exchange.py`); the rest is the same.
 """
 
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
 from dtrain.comm.barrier import Barrier, Halted
-from dtrain.comm.channel import Channel, ChannelClosed, Message
+from dtrain.comm.channel import ChannelClosed, Message
+from dtrain.comm.exchange import Held, HostSum, Part
 from dtrain.comm.layout import split_evenly
-from dtrain.comm.memory import BEATS, GRADIENTS, GRANTED, HALT, RING, ROW_WORDS, SUMMED, UPDATED, RunMemory, words
+from dtrain.comm.links import LinkLost, Links
+from dtrain.comm.memory import (
+    BEATS,
+    BEGUN,
+    GRADIENTS,
+    GRANTED,
+    HALT,
+    RING,
+    ROW_WORDS,
+    SUMMED,
+    UPDATED,
+    RunMemory,
+    words,
+)
 from dtrain.comm.reduce import SliceSum
 from dtrain.errors import DtrainError
 from dtrain.train.numerics import numerics_class
@@ -33,12 +50,29 @@ _SPINS = 200
 _PATIENCE_SECONDS = 0.0005, 0.05
 
 
-class Worker:
-    """One worker of a run, in a process or thread of its own. ``run`` returns when told to, or when alone."""
+class Line(Protocol):
+    """The line to the coordinator: a `Channel`, or what stands in front of one on another host (`agent.py`)."""
 
-    def __init__(self, channel: Channel) -> None:
+    def send(self, message: Message) -> None: ...
+
+    def receive(self, timeout_seconds: float | None = None) -> Message | None: ...
+
+
+Connect = Callable[["Worker", Message], Links]
+"""Makes the lines to the other hosts for the generation that a message begins, on the first rank of a host."""
+
+
+class Worker:
+    """One worker of a run, in a process or thread of its own. ``run`` returns when told to, or when alone.
+
+    ``connect`` is needed where hosts exchange sums. ``about`` is added to what the worker says when it has joined.
+    """
+
+    def __init__(self, channel: Line, connect: Connect | None = None) -> None:
         self._channel = channel
         self._message: Message | None = None
+        self._connect = connect
+        self.about: Message = {}
 
     def run(self, prepare: Callable[[], tuple[Program, RunMemory]]) -> None:
         """Get the job and the run's memory with ``prepare``, then serve until told to stop."""
@@ -46,7 +80,7 @@ class Worker:
             program, self.memory = prepare()
             self.shards = ShardRunner(program, self.memory)
             self.settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
-            self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid()})
+            self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid(), **self.about})
             with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
                 while True:
                     message = self._next_message()
@@ -73,21 +107,62 @@ class Worker:
 
     def _generation(self, message: Message) -> None:
         """Run steps as a member of one generation, until another message ends it."""
-        member = Member(self, message)
-        step, shards = int(message["step"]), tuple(message["first"])
+        generation, step = int(message["generation"]), int(message["step"])
+        links: Links | None = None
         try:
+            if "part" in message:
+                self._wait_until_begun(generation)
+                if message["part"]["rank"] == 0:
+                    assert self._connect is not None
+                    links = self._connect(self, message)
+            member = Member(self, message, links)
+            shards, held = tuple(message["first"]), member.first_held
             while True:
                 if member.header[GRANTED] <= step and not self._wait_for_grant(member, step):
                     return
                 # Looked at after the grant: a grant to a later generation is no grant to this one.
-                if member.header[HALT] >= member.generation:
+                if member.header[HALT] >= generation:
                     raise Halted
-                if not member.run(step, shards):
-                    self._channel.send({"type": "nonfinite", "step": step, "generation": member.generation})
+                if not member.run(step, shards, held):
+                    self._channel.send({"type": "nonfinite", "step": step, "generation": generation})
                     return
-                step, shards = step + 1, member.shards
+                step, shards, held = step + 1, member.shards, member.held
         except Halted:
-            self._channel.send({"type": "halted", "generation": member.generation})
+            self._channel.send({"type": "halted", "generation": generation})
+        except LinkLost as lost:
+            self._channel.send({"type": "link_lost", "generation": generation, "reason": str(lost)})
+            self._wait_until_halted(generation)
+            self._channel.send({"type": "halted", "generation": generation})
+        finally:
+            if links is not None:
+                links.close()
+
+    def _wait_until_begun(self, generation: int) -> None:
+        """Wait until the words of the memory are those of this generation; on another host that takes a message."""
+        header = self.memory.header_words
+        while header[BEGUN] < generation:
+            if header[HALT] >= generation:
+                raise Halted
+            time.sleep(_PATIENCE_SECONDS[0])
+            self.check_coordinator()
+
+    def _wait_until_halted(self, generation: int) -> None:
+        header = self.memory.header_words
+        while header[HALT] < generation:
+            time.sleep(_PATIENCE_SECONDS[0])
+            self.check_coordinator()
+
+    def ask(self, message: Message, kind: str) -> Message:
+        """Send a message and wait for the answer of this kind to the same generation. Raises Halted."""
+        self._channel.send(message)
+        header, generation = self.memory.header_words, message["generation"]
+        while True:
+            answer = self._channel.receive(_PATIENCE_SECONDS[1])
+            if answer is not None and answer["type"] == kind and answer["generation"] == generation:
+                return answer
+            if header[HALT] >= generation or (answer is not None and answer["type"] == "stop"):
+                self._message = answer if answer is not None and answer["type"] != "go" else None
+                raise Halted
 
     def _wait_for_grant(self, member: Member, step: int) -> bool:
         """Wait until ``step`` is granted; False if a message ends the generation instead."""
@@ -138,23 +213,34 @@ class Worker:
 class Member:
     """A worker in one generation: its rank, its shards, its slice and its barrier."""
 
-    def __init__(self, worker: Worker, message: Message) -> None:
+    def __init__(self, worker: Worker, message: Message, links: Links | None = None) -> None:
         memory = worker.memory
-        self.generation, self.rank = int(message["generation"]), int(message["rank"])
-        world_size = int(message["world_size"])
+        self.generation = int(message["generation"])
+        # What follows is of this host: its ranks share its memory, and each of them updates a slice of it.
+        self.rank, world_size = int(message["rank"]), int(message["world_size"])
         self.shards = tuple(range(*message["run"]))
+        self.held: Held = ()
+        self.first_held: Held = ()
+        self._between: HostSum | None = None
+        if "part" in message:
+            self.first_held = tuple(map(frozenset, message["first_held"]))
+            self.held = tuple(map(frozenset, message["held"]))
+            self._between = HostSum(memory, Part(**message["part"]), links, self.generation)
         self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
         blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
         self._sum = SliceSum(memory.dimensions.layout, memory.gradients, memory.total, blocks)
         self._update = SliceUpdate(memory, worker.settings, self.rank, blocks)
         self._barrier = Barrier(memory, self.rank, world_size, self.generation, worker.check_coordinator)
-        self._memory, self._settings = memory, worker.settings
+        self._memory, self._settings, self._idle = memory, worker.settings, worker.check_coordinator
         self._runner, self._sampler = worker.shards, worker.shards.sampler
         self._last_wait = 0.0
         self._shard_done = words(memory.shard_done)
 
-    def run(self, step: int, shards: tuple[int, ...]) -> bool:
-        """Run one step; False if it was stopped because its gradient is not finite. Raises Halted."""
+    def run(self, step: int, shards: tuple[int, ...], held: Held = ()) -> bool:
+        """Run one step; False if it was stopped because its gradient is not finite. Raises Halted, LinkLost.
+
+        ``held`` are the shards of each host; it is empty where there is one host.
+        """
         memory, barrier, slot = self._memory, self._barrier, step % RING
         phases = memory.phases[slot, self.rank]
         samples = self._sampler.batch_size(step)
@@ -178,7 +264,12 @@ class Member:
         barrier.arrive(4 * step + GRADIENTS)
         barrier.wait(4 * step + GRADIENTS)
         t0 = perf_counter()
-        self._sum.run(present, memory.squares[slot])
+        if self._between is None:
+            self._sum.run(present, memory.squares[slot])
+        else:
+            self._between.add_own(step, held, present)
+            if self.rank == 0:
+                self._between.run(step, held, present, self._idle)
         t1 = perf_counter()
         barrier.arrive(4 * step + SUMMED)
         barrier.wait(4 * step + SUMMED)

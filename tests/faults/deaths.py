@@ -56,9 +56,9 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
 
     run, gather, add, update = Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update
 
-    def noted_run(self, step, shards):
+    def noted_run(self, step, shards, *held):
         here.update(step=step, rank=self.rank, shards=0)
-        return run(self, step, shards)
+        return run(self, step, shards, *held)
 
     def deadly_gather(self, step, shard):
         here["shards"] += 1

@@ -75,8 +75,8 @@ class DoesNotWaitForTheHalting(c.Coordinator):
 
 
 class CommitsByTheFastest(c.Coordinator):
-    def _progress(self, arrivals: Any, now: float) -> None:
-        super()._progress(arrivals, now)
+    def _progress(self, arrivals: Any, waiting: Any, now: float) -> None:
+        super()._progress(arrivals, waiting, now)
         if self.mode is c.Mode.RUNNING and arrivals:
             self._commit(max(sequence + 1 for sequence, _ in arrivals.values()) // 4, now)
 
@@ -104,7 +104,7 @@ class TakesAnEvaluationForDone(c.Coordinator):
 
 class GivesUpAtOnce(c.Coordinator):
     def _lose(self, worker: int, reason: str, now: float) -> None:
-        self._deaths_without_a_step += 3
+        self._losses_without_a_step += 3
         super()._lose(worker, reason, now)
 
 

@@ -407,7 +407,7 @@ def test_too_many_deaths_without_a_step_end_the_run() -> None:
     assert isinstance(finish, Finish)
     assert finish.status == "failed"
     assert isinstance(finish.error, WorkerError)
-    assert "5 workers died without a step between them" in str(finish.error)
+    assert "5 workers or lines were lost without a step between them" in str(finish.error)
     assert "killed by signal 11" in str(finish.error)
 
 

@@ -1,0 +1,245 @@
+"""Who is where: the workers of a run by host, the lines to them, and how the memory of each host is spoken to.
+
+Host 0 is the coordinator's own; its memory is touched directly. The memory of any other host belongs to its workers,
+lives as long as one of them, and is spoken to through one of them, the *speaker* (`agent.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from dtrain.comm.channel import Channel, ChannelClosed, Message
+from dtrain.train.host import Host, Report
+
+_WAITING_SECONDS = 1.0
+_STATE_SECONDS = 60.0
+
+
+@dataclass
+class RemoteHost:
+    """Another host: its workers that have joined, and where in which of them its memory is."""
+
+    identity: str
+    memories: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker: process number and descriptor
+    is_current: bool = False  # its memory holds the state of the run
+    is_making: int | None = None  # the worker that is making its memory
+    queued: list[int] = field(default_factory=list)  # workers that wait for it
+
+
+class Hosts:
+    """The lines to the workers and the hosts that they are on. ``members`` are those of the generation, by rank."""
+
+    def __init__(self, local: Host, identity: str, timeout_seconds: float, kill: Callable[[int], None]) -> None:
+        self.local, self._identity = local, identity
+        self._timeout_seconds, self._kill = timeout_seconds, kill
+        self.channels: dict[int, Channel] = {}
+        self.members: tuple[int, ...] = ()
+        self.host_of: dict[int, int] = {}
+        self._hosts: dict[int, RemoteHost] = {}
+        self._rows: dict[int, tuple[int, int, int]] = {}
+        self._waits: dict[int, tuple[int, float]] = {}
+        self.phases: dict[int, list[float]] = {}
+
+    # --- who is there ------------------------------------------------------------------------------------------------
+
+    def place(self, worker: int, identity: str) -> int:
+        """Note on which host a worker is, and return the host's number."""
+        number = 0
+        if identity != self._identity:
+            known = {h.identity: i for i, h in self._hosts.items()}
+            number = known.get(identity, len(self._hosts) + 1)
+            self._hosts.setdefault(number, RemoteHost(identity))
+        self.host_of[worker] = number
+        return number
+
+    def memory_for(self, worker: int) -> tuple[int, int] | bool | None:
+        """Where the memory of a worker's host is: process and descriptor; None: it makes it; False: it has to wait."""
+        host = self._hosts[self.host_of[worker]]
+        if host.memories:
+            return next(iter(host.memories.values()))
+        if host.is_making is not None:
+            host.queued.append(worker)
+            return False
+        host.is_making = worker
+        return None
+
+    def joined(self, worker: int, message: Message) -> list[int]:
+        """A worker has mapped its host's memory; return those that waited for that."""
+        if not self.host_of.get(worker):
+            return []
+        host = self._hosts[self.host_of[worker]]
+        host.memories[worker] = tuple(message["memory"])
+        if host.is_making != worker:
+            return []
+        host.is_making, queued, host.queued = None, host.queued, []
+        return queued
+
+    def forget(self, worker: int) -> tuple[bool, list[int]]:
+        """A worker is gone. Whether its host's memory went with it, and who waited for it to make that memory."""
+        number = self.host_of.pop(worker, 0)
+        for known in (self._rows, self._waits, self.phases):
+            known.pop(worker, None)
+        if not number:
+            return False, []
+        host = self._hosts[number]
+        host.memories.pop(worker, None)
+        queued: list[int] = []
+        if worker in host.queued:
+            host.queued.remove(worker)
+        if host.is_making == worker:
+            host.is_making, queued, host.queued = None, host.queued, []
+        if not host.memories:
+            host.is_current = False
+        return not host.memories, queued
+
+    def on(self, host: int) -> tuple[int, ...]:
+        """The members on a host, in the order of their ranks there; also those that have died."""
+        return tuple(w for w in self.members if self._member_host[w] == host)
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The other hosts that have members of the generation and living workers."""
+        numbers = sorted({self._member_host[w] for w in self.members} - {0})
+        return tuple(n for n in numbers if self._hosts[n].memories)
+
+    def set_members(self, members: tuple[int, ...]) -> None:
+        """A new generation begins."""
+        self.members = members
+        self._member_host = {w: self.host_of.get(w, 0) for w in members}
+
+    # --- speaking ----------------------------------------------------------------------------------------------------
+
+    def send(self, worker: int, message: Message) -> None:
+        """Send a message to a worker, if it is there; its end of file is read in the next turn."""
+        if worker in self.channels:
+            with suppress(ChannelClosed):
+                self.channels[worker].send(message)
+
+    def _speakers(self, host: int) -> list[int]:
+        order = [*self.on(host), *self._hosts[host].memories]
+        return [w for w in dict.fromkeys(order) if w in self._hosts[host].memories and w in self.channels]
+
+    def tell(self, message: Message) -> None:
+        """Say something to the memory of every other host."""
+        for host in self.others:
+            for speaker in self._speakers(host)[:1]:
+                self.send(speaker, message)
+
+    def _ask(self, host: int, message: Message, kind: str) -> Message | None:
+        """Ask the memory of a host; None if nobody there can answer any more."""
+        for speaker in self._speakers(host):
+            channel = self.channels[speaker]
+            deadline = time.monotonic() + self._timeout_seconds
+            try:
+                channel.send(message)
+                while time.monotonic() < deadline:
+                    answer = channel.receive(0.05)
+                    if answer is not None and answer["type"] == kind:
+                        return answer
+            except ChannelClosed:
+                continue
+            self._kill(speaker)
+        return None
+
+    def kill(self, worker: int, process: int) -> bool:
+        """Have a worker on another host killed by one beside it; False if there is none, so its memory is nobody's."""
+        for speaker in self._speakers(self.host_of.get(worker, 0)) if self.host_of.get(worker) else []:
+            if speaker != worker:
+                self.send(speaker, {"type": "host_kill", "pid": process})
+                return True
+        return False
+
+    # --- generations -------------------------------------------------------------------------------------------------
+
+    def begin(self, generation: int, step: int, first: int, coefficients: Sequence[Sequence[float]]) -> None:
+        """Set the words of every host for a generation at ``step``; give the state to who has not got it.
+
+        ``coefficients`` are those of the granted steps from ``first`` on, for who is new.
+        """
+        self.local.begin(generation, step)
+        memory = self.local.memory
+        self._rows = {w: (4 * step, 0, 0) for w in self.members}
+        self._waits, self.phases = {}, {}
+        for number in self.others:
+            host, ranks = self._hosts[number], len(self.on(number))
+            for speaker in self._speakers(number)[:1]:
+                with suppress(ChannelClosed):
+                    channel = self.channels[speaker]
+                    if not host.is_current:
+                        channel.send({"type": "host_state"})
+                        for array in (memory.parameters, memory.state):
+                            channel.send_array(array, _STATE_SECONDS)
+                    channel.send({"type": "host_begin", "generation": generation, "step": step, "ranks": ranks})
+                    if not host.is_current:
+                        channel.send({"type": "host_grant", "first": first, "coefficients": coefficients})
+                    host.is_current = True
+
+    def halt(self, generation: int) -> None:
+        """Make every rank of the generation stop where it is."""
+        self.local.halt(generation)
+        self.tell({"type": "host_halt", "generation": generation})
+
+    def grant(self, first: int, coefficients: Sequence[Sequence[float]]) -> None:
+        """Let more steps run everywhere."""
+        self.local.grant(first, coefficients)
+        self.tell({"type": "host_grant", "first": first, "coefficients": coefficients})
+
+    def settle(self) -> tuple[int, dict[int, frozenset[int]]]:
+        """Bring all hosts of a halted generation to the end of the same step, with everybody at rest.
+
+        Returns the steps committed, and which shards' gradients of the next step lie on which host. A step is
+        committed if every host has its whole sum: only then can anybody have begun its update (`comm/exchange.py`).
+        """
+        reports = {0: self.local.report(len(self.on(0)))}
+        for host in self.others:
+            answer = self._ask(host, {"type": "host_report", "ranks": len(self.on(host))}, "host_reported")
+            if answer is None:
+                self._hosts[host].is_current = False
+            else:
+                reports[host] = Report(answer["committed"], answer["is_whole"], frozenset(answer["done"]))
+        step = min(r.committed for r in reports.values())
+        if all(r.committed > step or r.is_whole for r in reports.values()):
+            committed = step + 1 if reports[0].committed > step else self.local.mend(len(self.on(0)))
+            for host, report in reports.items():
+                if host and report.committed == step:
+                    answer = self._ask(host, {"type": "host_mend", "ranks": len(self.on(host))}, "host_mended")
+                    if answer is None or answer["committed"] != committed:
+                        self._hosts[host].is_current = False  # it is given the state when it begins again
+            step = committed
+        return step, {h: r.done for h, r in reports.items() if r.committed == step}
+
+    # --- how far they are --------------------------------------------------------------------------------------------
+
+    def reported(self, worker: int, message: Message) -> None:
+        """The speaker of a host has told how far its ranks are."""
+        for member, row, phases in zip(self.on(self.host_of[worker]), message["rows"], message["phases"], strict=False):
+            self._rows[member] = tuple(row)
+            self.phases[member] = phases
+
+    def arrivals(self, now: float) -> tuple[dict[int, tuple[int, int]], frozenset[int]]:
+        """How far each member is, and who has lately said that it waits for another host."""
+        own = self.on(0)
+        self._rows.update(zip(own, self.local.rows(len(own)), strict=True))
+        waiting = set()
+        for worker, (_, _, waits) in self._rows.items():
+            before, since = self._waits.get(worker, (0, float("-inf")))
+            if waits != before:
+                since = now
+                self._waits[worker] = (waits, now)
+            if now - since < _WAITING_SECONDS:
+                waiting.add(worker)
+        return {w: self._rows[w][:2] for w in self.members if w in self._rows}, frozenset(waiting)
+
+
+def held(
+    hosts: Sequence[int], member_hosts: Sequence[int], shards: Sequence[Sequence[int]], done: Mapping[int, Any]
+) -> list[list[int]]:
+    """The shards whose gradients are on each of ``hosts``: what its members run, and what is ``done`` there."""
+    found = {h: set(done.get(h, ())) for h in hosts}
+    for host, run in zip(member_hosts, shards, strict=True):
+        found[host].update(run)
+    return [sorted(found[h]) for h in hosts]
