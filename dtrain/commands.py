@@ -14,6 +14,7 @@ from dtrain.jobs.build import build
 from dtrain.jobs.run import resume_job, run_job
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import json_schema, load_spec
+from dtrain.jobs.start import started
 from dtrain.monitor.progress import final_summary
 
 app = typer.Typer(
@@ -23,6 +24,9 @@ app = typer.Typer(
     add_completion=False,
 )
 WORKERS = typer.Option("--workers", "-w", help="Worker processes: a number, auto (one per core), or 0 for none.")
+BACKEND = typer.Option(
+    "--backend", help="Where the workers are: local, mpi, ray, or auto (mpi if mpirun started this, else local)."
+)
 JSON = typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
 QUIET = typer.Option("--quiet", "-q", help="No progress display.")
 
@@ -36,16 +40,20 @@ def run(
         list[str] | None, typer.Option("--set", help="Override a key of the job: optimizer.lr=0.01.")
     ] = None,
     run_dir: Annotated[str | None, typer.Option(help="Directory of the run; runs/NAME/ID unless given.")] = None,
+    backend: Annotated[str, BACKEND] = "auto",
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Train a job on this machine."""
-    count = _workers(workers)
-    job = load_spec(spec, overrides or [])
-    program = build(job)
-    directory = RunDirectory.create(job.name, path=run_dir)
-    directory.write_job(job)
-    _finish(run_job(job, program, directory, workers=count, zygote=context.obj, is_quiet=quiet, on_start=_say), as_json)
+    """Train a job: on this machine, on the ranks of mpirun, or on a Ray cluster."""
+    with started(context.obj, backend, _workers(workers)) as where:
+        if where is None:
+            return
+        job = load_spec(spec, overrides or [])
+        program = build(job)
+        chosen = where(job)
+        directory = RunDirectory.create(job.name, path=run_dir)
+        directory.write_job(job)
+        _finish(run_job(job, program, directory, chosen, is_quiet=quiet, on_start=_say), as_json)
 
 
 @app.command()
@@ -53,11 +61,14 @@ def resume(
     context: typer.Context,
     run_dir: Annotated[str, typer.Argument(help="The directory of a run that was stopped or killed.")],
     workers: Annotated[str | None, WORKERS] = None,
+    backend: Annotated[str, BACKEND] = "auto",
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Go on with a run from its newest valid checkpoint, with any number of workers."""
-    _finish(resume_job(run_dir, workers=_workers(workers), zygote=context.obj, is_quiet=quiet, on_start=_say), as_json)
+    with started(context.obj, backend, _workers(workers)) as where:
+        if where is not None:
+            _finish(resume_job(run_dir, where, is_quiet=quiet, on_start=_say), as_json)
 
 
 @app.command()

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 from dtrain.comm.threads import one_blas_thread
 from dtrain.data.source import from_arrays
 from dtrain.graph.tree import map_leaves
+from dtrain.jobs.backend import make_launcher, worker_count
 from dtrain.jobs.build import optimizer_of
 from dtrain.jobs.payload import program_payload
-from dtrain.jobs.run import make_launcher, stop_on_signals, worker_count
+from dtrain.jobs.run import stop_on_signals
 from dtrain.jobs.spec import parse_spec
 from dtrain.jobs.watcher import Watcher
 from dtrain.train.numerics import numerics_class

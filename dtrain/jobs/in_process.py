@@ -9,14 +9,14 @@ from dtrain.comm.memory import RunMemory
 from dtrain.errors import WorkerError
 from dtrain.train.launcher import Launcher
 from dtrain.train.program import Program
-from dtrain.train.worker import Worker
+from dtrain.train.worker import Connect, Worker
 
 
 class InProcessLauncher(Launcher):
     """Starts workers as daemon threads. A thread cannot be killed, so a model that hangs ends the run."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, program: Program, connect: Connect | None = None) -> None:
+        self._program, self._connect = program, connect
 
     def start(self, worker: int, memory: RunMemory) -> Channel:
         here, there = channel_pair()
@@ -25,7 +25,7 @@ class InProcessLauncher(Launcher):
 
     def _run(self, channel: Channel, memory: RunMemory) -> None:
         try:
-            Worker(channel).run(lambda: (self._program, memory))
+            Worker(channel, self._connect).run(lambda: (self._program, memory))
         finally:
             channel.close()
 

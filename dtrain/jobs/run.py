@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import secrets
 import signal
 import threading
@@ -15,43 +14,24 @@ from typing import Any
 from dtrain import __version__
 from dtrain.comm.threads import one_blas_thread
 from dtrain.errors import DtrainError, InputError
+from dtrain.jobs.backend import Backend
 from dtrain.jobs.build import build
-from dtrain.jobs.in_process import InProcessLauncher
-from dtrain.jobs.local import LocalLauncher
-from dtrain.jobs.payload import spec_payload
 from dtrain.jobs.run_directory import RunDirectory, write_atomically
 from dtrain.jobs.spec import JobSpec
 from dtrain.jobs.watcher import Watcher
-from dtrain.jobs.zygote import Zygote
 from dtrain.monitor.endpoint import MetricsEndpoint
 from dtrain.train.checkpoint import CheckpointStore
-from dtrain.train.launcher import Launcher
 from dtrain.train.numerics import describe, numerics_class
 from dtrain.train.program import Program
-from dtrain.train.service import Outcome, RunSettings, Service, max_workers
-
-
-def worker_count(workers: int | str) -> int:
-    """The number of workers that a spec or ``--workers`` asks for; auto is one per core that this process may use."""
-    if workers != "auto":
-        return int(workers)
-    if not is_ordered_machine():
-        return 0
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def is_ordered_machine() -> bool:
-    """Whether stores become visible in the order in which they are made, as the barrier in shared memory needs."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+from dtrain.train.service import Outcome, RunSettings, Service
 
 
 def run_job(
     spec: JobSpec,
     program: Program,
     directory: RunDirectory,
+    backend: Backend,
     *,
-    workers: int | str | None = None,
-    zygote: Zygote | None = None,
     is_resumed: bool = False,
     is_quiet: bool = False,
     on_start: Callable[[str], None] = lambda line: None,
@@ -59,11 +39,11 @@ def run_job(
     """Run a job in its run directory, from its newest valid checkpoint if ``is_resumed``; return what
     result.json holds.
 
-    ``program`` is what `build` made of ``spec``, before a directory was made for a job that cannot start. ``workers``
-    overrides the spec. ``on_start`` is told one line when the run begins. Raises DtrainError for a job that
-    cannot start; an error of a run that has started is in the result.
+    ``program`` is what `build` made of ``spec``, before a directory was made for a job that cannot start.
+    ``on_start`` is told one line when the run begins. Raises DtrainError for a job that cannot start; an error of a run
+    that has started is in the result.
     """
-    settings = run_settings(spec, program, worker_count(spec.workers if workers is None else workers))
+    settings = run_settings(spec, program, backend.workers)
     with directory, one_blas_thread():
         numerics = numerics_class()
         directory.discard_result()
@@ -74,7 +54,7 @@ def run_job(
             service = Service(
                 program,
                 settings,
-                make_launcher(program, settings.workers, zygote, lambda m: spec_payload(spec, m)),
+                backend.launcher(spec, program),
                 numerics,
                 store=store,
                 restore=restore,
@@ -84,7 +64,7 @@ def run_job(
             watcher.metrics.describe_job(
                 name=spec.name, run=directory.id, spec_digest=spec.digest(), version=__version__
             )
-            on_start(_start_line(spec, settings, program, directory, restore.step if restore else None))
+            on_start(_start_line(spec, backend, program, directory, restore.step if restore else None))
             if restore is not None and restore.message:
                 on_start(restore.message)
                 watcher.event("checkpoint_damaged", restore.message)
@@ -112,20 +92,6 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
         timeout_seconds=spec.timeout_seconds,
         startup_timeout_seconds=spec.startup_timeout_seconds,
     )
-
-
-def make_launcher(program: Program, workers: int, zygote: Zygote | None, payload: Callable[[int], int]) -> Launcher:
-    """The launcher for this many workers; none means a thread of this process."""
-    if workers and not is_ordered_machine():
-        raise InputError(
-            f"workers: processes need an x86-64 processor, whose stores stay in order; this is {platform.machine()}. "
-            "Use --workers 0"
-        )
-    if workers == 0:
-        if zygote is not None:
-            zygote.close()
-        return InProcessLauncher(program)
-    return LocalLauncher(payload(max_workers(workers)), zygote)
 
 
 def to_result(spec: JobSpec, outcome: Outcome, directory: Path, stopped_by: list[int]) -> dict[str, Any]:
@@ -206,27 +172,26 @@ def _token(path: Path) -> str:
 
 
 def _start_line(
-    spec: JobSpec, settings: RunSettings, program: Program, directory: RunDirectory, resumed_at: int | None
+    spec: JobSpec, backend: Backend, program: Program, directory: RunDirectory, resumed_at: int | None
 ) -> str:
-    where = "in this process" if settings.workers == 0 else f"on {settings.workers} workers"
-    if settings.workers == 1:
-        where = "on 1 worker"
     start = "" if resumed_at is None else f", resumed at step {resumed_at}"
     return (
-        f"{spec.name}: {program.steps} steps of {spec.batch} samples in {spec.shards} shards {where}{start}\n"
+        f"{spec.name}: {program.steps} steps of {spec.batch} samples in {spec.shards} shards {backend}{start}\n"
         f"run directory {directory.path}"
     )
 
 
 def resume_job(
     path: str | os.PathLike[str],
+    backend: Callable[[JobSpec], Backend],
     *,
-    workers: int | str | None = None,
-    zygote: Zygote | None = None,
     is_quiet: bool = False,
     on_start: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Go on with the run in ``path`` to its end; a run that has succeeded is left as it is."""
+    """Go on with the run in ``path`` to its end; a run that has succeeded is left as it is.
+
+    ``backend`` is asked where the workers of the job are to be.
+    """
     directory = RunDirectory.open(path)
     if directory.status() == "succeeded":
         raise InputError(
@@ -237,8 +202,7 @@ def resume_job(
         spec,
         build(spec),
         directory,
-        workers=workers,
-        zygote=zygote,
+        backend(spec),
         is_resumed=True,
         is_quiet=is_quiet,
         on_start=on_start,

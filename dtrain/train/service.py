@@ -38,8 +38,8 @@ _FAREWELL_SECONDS = 2.0
 
 
 def max_workers(workers: int) -> int:
-    """How many ranks the memory of a run for so many workers has room for."""
-    return max(1, workers) * 2 + 2
+    """How many ranks the memory of a run that begins with so many workers has room for on a host."""
+    return max(64, workers * 2)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Service:
             self._is_stop_requested = False
             self._handle(e.StopRequested())
         if self._wanted is not None:
-            wanted, self._wanted = self._wanted, None
+            wanted, self._wanted = min(self._wanted, self.memory.dimensions.max_workers), None
             self._observer.event("resized", f"{wanted} workers are wanted", workers=wanted)
             self._handle(e.Resized(wanted))
         now = time.monotonic()

@@ -7,7 +7,7 @@ import platform
 import pytest
 
 from dtrain.errors import InputError
-from dtrain.jobs.run import make_launcher, worker_count
+from dtrain.jobs.backend import make_launcher, worker_count
 
 
 def test_auto_is_one_per_core_that_this_process_may_use(monkeypatch):

@@ -1,0 +1,122 @@
+"""MPI between the first ranks of hosts: non-blocking buffer calls, matched by kind. Imports mpi4py, so MPI begins here.
+
+No reduction of MPI's is used: it adds in an order of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from dtrain.comm.links import Kind, LinkLost
+
+_GENERATIONS = 4096
+_SPINS = 200
+
+
+class World:
+    """All ranks that mpirun has started, and small messages between them. Every rank makes every call."""
+
+    def __init__(self) -> None:
+        self.comm = MPI.COMM_WORLD.Dup()
+        self.comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Return rank 0's ``content`` on every rank."""
+        length = np.array([len(content)], np.int64)
+        self.comm.Bcast(length, root=0)
+        buffer = np.empty(int(length[0]), np.uint8)
+        if self.rank == 0:
+            buffer[:] = np.frombuffer(content, np.uint8)
+        self.comm.Bcast(buffer, root=0)
+        return buffer.tobytes()
+
+    def gather(self, content: bytes) -> list[bytes]:
+        """Return the ``content`` of every rank, which has the same length on all, in the order of ranks."""
+        own = np.frombuffer(content, np.uint8)
+        every = np.empty((self.size, len(content)), np.uint8)
+        self.comm.Allgather(own, every)
+        return [row.tobytes() for row in every]
+
+    def abort(self, code: int) -> None:
+        """End every rank at once."""
+        MPI.COMM_WORLD.Abort(code)
+
+
+def library() -> str:
+    """Return the first line of what the MPI library says of itself."""
+    return MPI.Get_library_version().strip().splitlines()[0].split(",")[0].strip("\0 ")
+
+
+class MpiLinks:
+    """Links to the ranks ``leaders``, one a host, of which this process is number ``host``."""
+
+    def __init__(self, world: World, generation: int, leaders: Sequence[int], host: int) -> None:
+        self._comm, self._leaders, self._host = world.comm, tuple(leaders), host
+        self._tag = (generation % _GENERATIONS) * len(Kind)
+        self._receives: list[Any] = []
+        self._keys: list[tuple[int, Kind]] = []
+        self._sends: list[Any] = []
+        self.bytes_sent = 0
+
+    def begin(self, step: int) -> None:
+        """Frames of one kind are matched in the order in which they are sent, so that the step need not be told."""
+
+    def receive(self, host: int, kind: Kind, buffer: NDArray[np.generic]) -> None:
+        self._receives.append(self._comm.Irecv([buffer, MPI.BYTE], self._leaders[host], self._tag + kind))
+        self._keys.append((host, kind))
+
+    def send(self, host: int, kind: Kind, buffer: NDArray[np.generic]) -> None:
+        self._sends.append(self._comm.Isend([buffer, MPI.BYTE], self._leaders[host], self._tag + kind))
+        self.bytes_sent += buffer.nbytes
+
+    def progress(self, step: int, timeout_seconds: float) -> list[tuple[int, Kind]]:
+        turns, deadline = 0, 0.0
+        try:
+            while True:
+                found = MPI.Request.Testsome(self._receives) or []
+                if found:
+                    arrived = sorted(found)
+                    keys = [self._keys[i] for i in arrived]
+                    gone = set(arrived)
+                    self._receives = [r for i, r in enumerate(self._receives) if i not in gone]
+                    self._keys = [k for i, k in enumerate(self._keys) if i not in gone]
+                    return keys
+                if not self._receives and self.is_sent():
+                    return []
+                turns += 1
+                if turns > _SPINS:
+                    os.sched_yield()
+                    if not deadline:
+                        deadline = time.monotonic() + timeout_seconds
+                    elif time.monotonic() > deadline:
+                        return []
+        except MPI.Exception as error:
+            raise LinkLost(self._first_missing(), error.Get_error_string()) from None
+
+    def is_sent(self) -> bool:
+        try:
+            if self._sends and MPI.Request.Testall(self._sends):
+                self._sends = []
+        except MPI.Exception as error:
+            raise LinkLost(self._first_missing(), error.Get_error_string()) from None
+        return not self._sends
+
+    def _first_missing(self) -> int:
+        return self._keys[0][0] if self._keys else self._host
+
+    def close(self) -> None:
+        for request in self._receives:
+            request.Cancel()
+            request.Free()
+        for request in self._sends:
+            if not request.Test():
+                request.Free()
+        self._receives, self._sends, self._keys = [], [], []
