@@ -7,11 +7,13 @@ RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is Ray's to read and to send, and is never
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from dtrain.errors import DtrainError, InputError
 _CONNECT_SECONDS = 4.0
 _FIRST_ANSWER_SECONDS = 8.0
 _ANSWER_SECONDS = 60.0
+_LOOKUP_SECONDS = 10.0
 _USED = re.compile(r"([\d.]+)/([\d.]+) CPU")
 
 
@@ -29,6 +32,9 @@ class Unreachable(InputError):
 
 def connect(address: str) -> Any:
     """Return a JobSubmissionClient of the cluster. Raises InputError for what is missing, unreachable or refused."""
+    # Read by Ray when it is imported: how long it looks for a cluster's control store, and what it says meanwhile.
+    os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "2")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
@@ -45,15 +51,14 @@ def connect(address: str) -> Any:
             options.setdefault("timeout", (_CONNECT_SECONDS, self.answer_seconds))
             return super()._do_request(method, endpoint, **options)
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    for name in ("sdk", "dashboard_sdk", "packaging"):  # they say what they upload, as if they were the command
-        for logger in [n for n in logging.root.manager.loggerDict if n.startswith("ray") and n.endswith(f".{name}")]:
-            logging.getLogger(logger).setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):  # they say what they upload, as if they were the command
+        if name.partition(".")[0] == "ray":
+            logging.getLogger(name).setLevel(logging.ERROR)
     _check_reachable(address)
     # Ray lets the environment override an address that is given.
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{address}" if _is_bare_dashboard(address) else address
     with told(address):
-        client = Client(address)
+        client = _in_time(Client, address)
     client.answer_seconds = _ANSWER_SECONDS
     return client
 
@@ -72,7 +77,9 @@ def told(address: str) -> Iterator[None]:
 def _told(address: str, error: Exception) -> DtrainError:
     kind, text = type(error).__name__, " ".join(str(error).split())
     if kind == "AuthenticationError":
-        if "Authentication required" in text or "no token" in text.lower():
+        if "is set but" in text:  # and its file is not there
+            return InputError(f"{address}: {text.partition('. ')[0]}")
+        if "Authentication required" in text or "couldn't find an authentication token" in text:
             return InputError(
                 f"{address}: the cluster asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
                 "RAY_AUTH_TOKEN_PATH to the cluster's"
@@ -80,7 +87,7 @@ def _told(address: str, error: Exception) -> DtrainError:
         return InputError(
             f"{address}: the cluster refuses the token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
         )
-    if kind in ("ConnectTimeout", "ReadTimeout", "Timeout"):
+    if kind in ("ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError"):
         return Unreachable(f"{address}: does not answer in time; is it the dashboard of a Ray cluster?")
     if isinstance(error, ConnectionError) or kind in ("ConnectionError", "InvalidURL", "InvalidSchema", "SSLError"):
         return Unreachable(f"{address}: cannot be reached; expected the dashboard of a Ray cluster, http://HOST:8265")
@@ -106,6 +113,47 @@ def _check_reachable(address: str) -> None:
         raise Unreachable(
             f"{address}: cannot be reached: {reason}; expected the dashboard of a Ray cluster, http://HOST:8265"
         ) from None
+
+
+def _is_bare_dashboard(address: str) -> bool:
+    """Whether a dashboard is named without http://; Ray would take it for a control store and wait for that.
+
+    Raises InputError for what is neither.
+    """
+    if "://" in address or ":" not in address:
+        return False
+    connection = http.client.HTTPConnection(address, timeout=_CONNECT_SECONDS)
+    try:
+        connection.request("GET", "/api/version")
+        if connection.getresponse().status in (200, 401, 403):
+            return True
+    except TimeoutError as error:
+        raise _told(address, error) from None
+    except (OSError, http.client.HTTPException):
+        return False  # a control store speaks no HTTP
+    finally:
+        connection.close()
+    raise Unreachable(f"{address}: is not the dashboard of a Ray cluster")
+
+
+def _in_time(make: Callable[[str], Any], address: str) -> Any:
+    """Call in a thread that may be left behind: some of Ray's addresses are looked up without a deadline."""
+    outcome: list[Any] = []
+
+    def call() -> None:
+        try:
+            outcome.append(make(address))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(_LOOKUP_SECONDS)
+    if not outcome:
+        raise TimeoutError
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def cpus(client: Any) -> tuple[int, int] | None:

@@ -74,7 +74,9 @@ class RayJobs:
         with tempfile.TemporaryDirectory(prefix="dtrain-") as folder:
             stage(spec, Path(folder))
             prepare = 'mkdir -p "$D" && cp -R . "$D/files" || exit 2; '
-            metadata = {"dtrain": __version__, "dtrain_run": run} | ({} if steps is None else {"dtrain_steps": f"{steps}"})
+            metadata = {"dtrain": __version__, "dtrain_run": run} | (
+                {} if steps is None else {"dtrain_steps": f"{steps}"}
+            )
             return self._start(run, entrypoint(run, run_command(), prepare), metadata, Path(folder))
 
     def list(self) -> Sequence[Job]:
