@@ -115,7 +115,7 @@ def submit(
 @app.command("list")
 def list_jobs(address: Annotated[str | None, ADDRESS] = None, as_json: Annotated[bool, JSON] = False) -> None:
     """List the jobs, the newest last."""
-    found = _jobs(address).list()
+    found = _jobs(address).all()
     if as_json:
         print(json.dumps([job.to_json() for job in found]))
     elif found:

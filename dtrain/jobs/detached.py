@@ -46,7 +46,7 @@ class LocalJobs:
         directory.write_job(spec)
         return _start(directory, None)
 
-    def list(self) -> Sequence[Job]:
+    def all(self) -> Sequence[Job]:
         return [describe(run) for run in all_runs()]
 
     def get(self, job_id: str) -> Job:

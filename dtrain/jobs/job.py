@@ -79,7 +79,7 @@ class Jobs(Protocol):
     def submit(self, spec: JobSpec) -> Job:
         """Check a job, start it, and return it as soon as it is known to have started."""
 
-    def list(self) -> Sequence[Job]:
+    def all(self) -> Sequence[Job]:
         """All jobs, the newest last."""
 
     def get(self, job_id: str) -> Job:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from dtrain.errors import CheckpointError, DtrainError, InputError
 from dtrain.jobs.run_directory import RunDirectory
@@ -54,7 +55,7 @@ def pack(run: Path, checkpoints: int, write_line: Callable[[str], object]) -> No
                     tar.addfile(member, file)
         except OSError as error:
             raise DtrainError(f"{run}: cannot be packed: {error}") from None
-    size, digest = lines.close()
+    size, digest = lines.finish()
     write_line(f"dtrain parcel ends {size} {digest}")
 
 
@@ -137,14 +138,14 @@ def held(timeout_seconds: float = 60.0) -> Iterator[None]:
         os.ftruncate(1, 0)
 
 
-class _Lines:
+class _Lines(io.RawIOBase):
     """A file, as tarfile writes it, that becomes lines of base64."""
 
     def __init__(self, write_line: Callable[[str], object]) -> None:
         self._write_line, self._buffer = write_line, bytearray()
         self._digest, self._size = hashlib.sha256(), 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any, /) -> int:
         self._digest.update(data)
         self._size += len(data)
         self._buffer += data
@@ -153,7 +154,7 @@ class _Lines:
             del self._buffer[:_PIECE_BYTES]
         return len(data)
 
-    def close(self) -> tuple[int, str]:
+    def finish(self) -> tuple[int, str]:
         """Write what is left; return the size and SHA-256 of all that was written."""
         if self._buffer:
             self._write_line(base64.b64encode(self._buffer).decode())
@@ -162,10 +163,7 @@ class _Lines:
 
 def _open_files(run: RunDirectory, checkpoints: int, stack: ExitStack) -> list[tuple[str, IO[bytes]]]:
     """Open all files to be packed; a checkpoint that is removed later can still be read."""
-    files = []
-    for path in _record(run):
-        file = stack.enter_context(open(path, "rb"))
-        files.append((path.relative_to(run.path).as_posix(), file))
+    files = [(p.relative_to(run.path).as_posix(), stack.enter_context(open(p, "rb"))) for p in _record(run)]
     for attempt in range(_ATTEMPTS):
         try:
             return files + _open_checkpoints(run, checkpoints, stack)

@@ -79,7 +79,7 @@ class RayJobs:
             )
             return self._start(run, entrypoint(run, run_command(), prepare), metadata, Path(folder))
 
-    def list(self) -> Sequence[Job]:
+    def all(self) -> Sequence[Job]:
         newest = {attempt.metadata["dtrain_run"]: attempt for attempt in self._attempts()}
         return [self._describe(attempt) for attempt in sorted(newest.values(), key=lambda a: a.start_time or 0)]
 
