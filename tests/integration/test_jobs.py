@@ -294,6 +294,9 @@ def test_a_cluster_that_is_not_there_is_one_line(job, monkeypatch):
     assert dtrain("list", "--address", "local").stderr == "there are no jobs\n"
     code = "import sys; sys.modules['ray'] = None; from dtrain.cli import main; main()"
     done = subprocess.run(
-        [command()[0], "-c", code, "list", "--address", "http://127.0.0.1:1"], capture_output=True, text=True, check=False
+        [command()[0], "-c", code, "list", "--address", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Ray is not installed here; install it with pip install 'dtrain[ray]'" in one_line(done, 2)
