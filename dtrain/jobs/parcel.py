@@ -163,7 +163,7 @@ class _Lines(io.RawIOBase):
 
 def _open_files(run: RunDirectory, checkpoints: int, stack: ExitStack) -> list[tuple[str, IO[bytes]]]:
     """Open all files to be packed; a checkpoint that is removed later can still be read."""
-    files = [(p.relative_to(run.path).as_posix(), stack.enter_context(open(p, "rb"))) for p in _record(run)]
+    files = [_opened(run, path, stack) for path in _record(run)]
     for attempt in range(_ATTEMPTS):
         try:
             return files + _open_checkpoints(run, checkpoints, stack)
@@ -187,11 +187,12 @@ def _record(run: RunDirectory) -> Iterator[Path]:
 def _open_checkpoints(run: RunDirectory, count: int, stack: ExitStack) -> list[tuple[str, IO[bytes]]]:
     store = CheckpointStore(run.checkpoints, read_only=True)
     whole = [path for step in store.steps() if is_whole(path := store.directory / step_name(step))]
-    return [
-        (file.relative_to(run.path).as_posix(), stack.enter_context(open(file, "rb")))
-        for path in whole[len(whole) - min(count, len(whole)) :]
-        for file in sorted(path.iterdir())
-    ]
+    newest = whole[len(whole) - min(count, len(whole)) :]
+    return [_opened(run, file, stack) for path in newest for file in sorted(path.iterdir())]
+
+
+def _opened(run: RunDirectory, path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:
+    return path.relative_to(run.path).as_posix(), stack.enter_context(open(path, "rb"))
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

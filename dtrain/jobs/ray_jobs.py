@@ -33,10 +33,13 @@ from dtrain.monitor.progress import final_summary
 BACKEND = ""
 """Options with which ``dtrain run`` and ``dtrain resume`` use the cluster."""
 
+PREPARE = 'mkdir -p "$D" && cp -R . "$D/files" || exit 2; '
+"""The shell commands that keep what came with a job in its run directory."""
+
 _STOP_SECONDS = 60  # Ray kills a job that takes longer to stop; a checkpoint may
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-_RECONNECTS = 5
+_RECONNECTS, _RECONNECT_SECONDS = 5, 1.0
 _OTHER_VERSION = re.compile(r"^dtrain is not \S+ here: (.*)$", re.M)
 _STARTED = re.compile(r"^dtrain \S+ starts in (.*)$", re.M)
 _PROGRESS = re.compile(r"^epoch .*step (\d+)/(\d+)  loss (\S+)", re.M)
@@ -73,11 +76,10 @@ class RayJobs:
         run = f"{spec.name}/{fresh_id()}"
         with tempfile.TemporaryDirectory(prefix="dtrain-") as folder:
             stage(spec, Path(folder))
-            prepare = 'mkdir -p "$D" && cp -R . "$D/files" || exit 2; '
             metadata = {"dtrain": __version__, "dtrain_run": run} | (
                 {} if steps is None else {"dtrain_steps": f"{steps}"}
             )
-            return self._start(run, entrypoint(run, run_command(), prepare), metadata, Path(folder))
+            return self._start(run, entrypoint(run, run_command(), PREPARE), metadata, Path(folder))
 
     def all(self) -> Sequence[Job]:
         newest = {attempt.metadata["dtrain_run"]: attempt for attempt in self._attempts()}
@@ -170,10 +172,10 @@ class RayJobs:
     def _wait_for_start(self, submission: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
-            details = self._details(submission)
+            status = self._status(submission)
             if _STARTED.search(self._log(submission)):
                 return
-            if str(details.status.value).lower() in ENDED:
+            if status in ENDED:
                 self._raise_if_ended(submission)
                 return
             time.sleep(_POLL_SECONDS)
@@ -195,6 +197,9 @@ class RayJobs:
         error.exit_code = _exit_code("failed", details.driver_exit_code, {}) or 3
         raise error
 
+    def _status(self, submission: str) -> str:
+        return str(self._details(submission).status.value).lower()
+
     def _details(self, submission: str) -> Any:
         with told(self._address):
             return self._client.get_job_info(submission)
@@ -207,26 +212,29 @@ class RayJobs:
             return ""
 
     def _follow(self, submission: str) -> Iterator[str]:
-        """Yield a job's log until it ends; a connection that breaks is made anew."""
-        seen = 0
-        for attempt in range(_RECONNECTS + 1):
-            while str(self._details(submission).status.value).lower() == "pending":
-                time.sleep(_POLL_SECONDS)
+        """Yield a job's log until it ends; a connection that breaks is made anew, as long as there is any progress."""
+        seen = failures = 0
+        while True:
+            problem = "the connection was closed"
             try:
+                while self._status(submission) == "pending":
+                    time.sleep(_POLL_SECONDS)
                 skip = seen
                 for piece in self._tail(submission):
                     fresh = piece[skip:]
                     skip -= len(piece) - len(fresh)
-                    seen += len(fresh)
-                    yield fresh
-            except (RuntimeError, OSError) as error:
-                if attempt == _RECONNECTS:
-                    raise DtrainError(f"{self._address}: the log of {submission} breaks off: {error}") from None
-                time.sleep(1.0)
-                continue
-            if str(self._details(submission).status.value).lower() in ENDED:
-                yield self._log(submission)[seen:]
-                return
+                    if fresh:
+                        seen, failures = seen + len(fresh), 0
+                        yield fresh
+                if self._status(submission) in ENDED:
+                    yield self._log(submission)[seen:]
+                    return
+            except Exception as error:  # of Ray's, of its HTTP library's or of ours
+                problem = " ".join(str(error).split())
+            failures += 1
+            if failures > _RECONNECTS:
+                raise DtrainError(f"{self._address}: the log of {submission} breaks off: {problem}")
+            time.sleep(_RECONNECT_SECONDS)
 
     def _tail(self, submission: str) -> Iterator[str]:
         pieces = self._client.tail_job_logs(submission)
