@@ -65,12 +65,14 @@ class Job:
         }
 
     def sentence(self) -> str:
-        """Return the status in one line."""
+        """Return the status in one line, with the reason if it has failed."""
+        error = self.to_json().get("error")
+        reason = f": {error}" if error else ""
         if self.status == "pending" or self.step is None:
-            return self.status
+            return f"{self.status}{reason}"
         of = "" if self.steps is None else f" of {self.steps}"
         loss = "" if self.loss is None else f", loss {describe_number(self.loss)}"
-        return f"{self.status} at step {self.step}{of}{loss}"
+        return f"{self.status} at step {self.step}{of}{loss}{reason}"
 
 
 class Jobs(Protocol):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _POLL_SECONDS = 0.2
 _RECONNECTS, _RECONNECT_SECONDS = 5, 1.0
 _OTHER_VERSION = re.compile(r"^dtrain is not \S+ here: (.*)$", re.M)
 _STARTED = re.compile(r"^dtrain \S+ starts in (.*)$", re.M)
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _PROGRESS = re.compile(r"^epoch .*step (\d+)/(\d+)  loss (\S+)", re.M)
 
 
@@ -83,7 +85,8 @@ class RayJobs:
 
     def all(self) -> Sequence[Job]:
         newest = {attempt.metadata["dtrain_run"]: attempt for attempt in self._attempts()}
-        return [self._describe(attempt) for attempt in sorted(newest.values(), key=lambda a: a.start_time or 0)]
+        with ThreadPoolExecutor(8) as pool:  # each asks for a log
+            return list(pool.map(self._describe, sorted(newest.values(), key=lambda a: a.start_time or 0)))
 
     def get(self, job_id: str) -> Job:
         return self._describe(self._find(job_id))
@@ -138,7 +141,9 @@ class RayJobs:
         """Ray's details of the jobs that dtrain has submitted, the oldest first; a resumed run has several."""
         with told(self._address):
             jobs = self._client.list_jobs()
-        return sorted((j for j in jobs if "dtrain_run" in (j.metadata or {})), key=lambda j: j.start_time or 0)
+        # The metadata may be anybody's, and a run's name becomes a path.
+        ours = (job for job in jobs if _RUN.fullmatch((job.metadata or {}).get("dtrain_run", "")))
+        return sorted(ours, key=lambda job: job.start_time or 0)
 
     def _find(self, job_id: str) -> Any:
         """The newest attempt of the run that an ID names: that of any of its attempts, or the run's name/id or id."""
@@ -192,8 +197,7 @@ class RayJobs:
                 f"{self._address}: dtrain is {version} on the cluster and {__version__} here; install the same version "
                 "on all nodes"
             )
-        lines = [line for line in (log or details.message or "").splitlines() if line.strip()]
-        error = DtrainError(f"{self._address}: {lines[-1].removeprefix('dtrain: ') if lines else 'the job failed'}")
+        error = DtrainError(f"{self._address}: {_last_words(log, details.message)}")
         error.exit_code = _exit_code("failed", details.driver_exit_code, {}) or 3
         raise error
 
@@ -238,15 +242,13 @@ class RayJobs:
 
     def _tail(self, submission: str) -> Iterator[str]:
         pieces = self._client.tail_job_logs(submission)
-        with contextlib.closing(asyncio.new_event_loop()) as loop:
-            try:
-                while True:
-                    try:
-                        yield loop.run_until_complete(anext(pieces))
-                    except StopAsyncIteration:
-                        return
-            finally:
-                loop.run_until_complete(pieces.aclose())
+
+        async def next_piece() -> str | None:
+            return await anext(pieces, None)
+
+        with asyncio.Runner() as runner:  # it sees to Ctrl-C, and to closing the connection
+            while (piece := runner.run(next_piece())) is not None:
+                yield piece
 
     def _remove(self, submission: str) -> None:
         """Stop a job and take it off Ray's list; what cannot be removed any more is no error."""
@@ -281,7 +283,9 @@ class RayJobs:
             step, loss = int(progress[1]), float(progress[3])
         steps = attempt.metadata.get("dtrain_steps") or (progress[2] if progress else None)
         place = _STARTED.search(log)
-        details = {"run": attempt.metadata["dtrain_run"], "address": self._address, "message": attempt.message}
+        details = {"run": attempt.metadata["dtrain_run"], "address": self._address}
+        if status == "failed" and not result:
+            details["error"] = _last_words(log, attempt.message)
         return Job(
             id=attempt.submission_id,
             status=status,
@@ -304,6 +308,12 @@ def _exit_code(status: str, code: int | None, result: Mapping[str, Any]) -> int 
         return 0
     known = result.get("exit_code") or code
     return int(known) if known and known > 0 else 143 if status == "stopped" else 3
+
+
+def _last_words(log: str, message: str | None) -> str:
+    """What a job without a result has said last, or else what Ray says of it."""
+    lines = [line for line in (log or message or "").splitlines() if line.strip()]
+    return lines[-1].removeprefix("dtrain: ") if lines else "it failed without a word"
 
 
 def _result(log: str) -> dict[str, Any]:

@@ -322,6 +322,8 @@ def copy_with_siblings(file: Path, folder: Path) -> None:
             if source == file or source.is_file():
                 shutil.copyfile(source, folder / source.name)
         except OSError as error:
+            if source != file and isinstance(error, PermissionError):
+                continue  # what cannot be read is not imported either
             raise InputError(f"{source}: model.entry cannot be copied: {error.strerror}") from None
 
 

@@ -64,6 +64,8 @@ def describe(run: RunDirectory) -> Job:
     if newest is not None and step is None:
         step, loss = newest["step"] + 1, float(newest["loss"])
     details: dict[str, Any] = {} if process is None else {"pid": process.pid, "host": process.host}
+    if status == "failed" and not result:
+        details["error"] = "it ended without a result"
     exit_code = None if status in ("pending", "running") else result.get("exit_code", 3)
     return Job(
         id=run_id(run.path),

@@ -187,11 +187,28 @@ def test_a_killed_job_has_failed_and_is_resumed(job, tmp_path):
     wait_until(lambda: list((run / "checkpoints").glob("step-*")))
     os.kill(status(run)["pid"], signal.SIGKILL)
     wait_until(lambda: status(run)["status"] == "failed")
-    assert status(run)["exit_code"] == 3
+    assert (status(run)["exit_code"], status(run)["error"]) == (3, "it ended without a result")
     assert dtrain("stop", run).stderr.endswith("has failed already\n")
     done = dtrain("resume", run, "--wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "succeeded"
+
+
+def test_who_waits_may_leave_and_the_job_goes_on(job):
+    waiting = subprocess.Popen(
+        command("submit", job(**LONG), "--workers", 1, "--wait"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job_id = waiting.stderr.readline().strip()
+    waiting.stdout.readline()
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert said == f"\nthe job goes on; stop it with dtrain stop {job_id}\n"
+    assert status(job_id)["status"] == "running"
+    assert dtrain("stop", job_id).stdout.startswith("stopped at step")
 
 
 def test_stop_without_waiting_returns_at_once(job, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -183,6 +184,11 @@ def test_a_job_is_submitted_followed_stopped_fetched_and_resumed_to_the_same_fin
     assert run.parent == cluster.runs / "mine"
     wait_until(lambda: list((run / "checkpoints").glob("step-*")))
     assert "is running; wait for it, or stop it" in one_line(dtrain("resume", job_id, "--detach"), 2)
+    watcher = subprocess.Popen(command("logs", "-f", job_id), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    watcher.stdout.readline()
+    watcher.send_signal(signal.SIGINT)
+    assert watcher.communicate(timeout=30)[1] == b""
+    assert watcher.returncode == 130
 
     stopped = dtrain("stop", job_id, "--json")
     assert stopped.returncode == 0, stopped.stderr

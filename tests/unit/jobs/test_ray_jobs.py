@@ -167,6 +167,8 @@ def test_only_jobs_of_dtrain_are_listed_one_line_a_run_the_newest_last(place):
         attempt("b-1", "SUCCEEDED", "b/1", 30),
         Details("raysubmit_x", Status("RUNNING"), None, 50),
         Details("raysubmit_y", Status("RUNNING"), {"dtrain_fetch": "a/1"}, 60),
+        attempt("evil", "RUNNING", "../../x", 70),
+        attempt("evil", "RUNNING", 'a/1"; rm -rf "', 80),
         attempt("a-1-2", "RUNNING", "a/1", 20),
         attempt("a-1", "STOPPED", "a/1", 10),
     ]
