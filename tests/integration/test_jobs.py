@@ -15,20 +15,17 @@ import yaml
 
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import parse_spec
-from tests.support import DIGITS, command, dtrain, nothing_left_behind, result_of, wait_until
+from tests.support import DIGITS, braked_model, command, dtrain, nothing_left_behind, result_of, wait_until
 
-LONG: dict[str, Any] = {**DIGITS, "epochs": None, "steps": 4000}
-MODEL = """
-import numpy as np
-
-def init(rng):
-    return {"w": rng.standard_normal((64, 10)) * 0.01}
-
-def loss(params, batch):
-    scores = batch["x"] @ params["w"]
-    scores = scores - np.max(scores, axis=1, keepdims=True)
-    return np.log(np.sum(np.exp(scores), axis=1)) - scores[np.arange(len(batch["y"])), batch["y"]]
-"""
+LONG: dict[str, Any] = {
+    "model": {"entry": "my_model.py"},
+    "optimizer": {"name": "momentum", "lr": 0.01},
+    "epochs": None,
+    "steps": 4000,
+    "eval": {"every": 20},
+    "checkpoint": {"every": 40},
+}
+"""Keys of a job that lasts until its brake is released (see ``braked_model``)."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +37,14 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def job(tmp_path):
-    """Write a job file with these keys changed, and return its path."""
+def brake(tmp_path):
+    return tmp_path / "brake"
+
+
+@pytest.fixture
+def job(tmp_path, brake):
+    """Write a job file with these keys changed, and return its path; a model lies beside it."""
+    (tmp_path / "my_model.py").write_text(braked_model(brake))
 
     def write(**changes):
         path = tmp_path / "job.yaml"
@@ -64,7 +67,7 @@ def one_line(done, code):
     return line
 
 
-def test_a_job_is_submitted_followed_stopped_and_resumed_to_the_same_fingerprint(job, tmp_path):
+def test_a_job_is_submitted_followed_stopped_and_resumed_to_the_same_fingerprint(job, brake, tmp_path):
     path = job(**LONG)
     with nothing_left_behind(tmp_path):
         started = dtrain("submit", path, "--workers", 2, "--name", "mine")
@@ -87,6 +90,7 @@ def test_a_job_is_submitted_followed_stopped_and_resumed_to_the_same_fingerprint
         assert status(run)["exit_code"] == 143
         again = dtrain("stop", job_id)
         assert (again.returncode, again.stderr) == (0, f"{job_id} is stopped already\n")
+        brake.unlink()
         resumed = dtrain("resume", run.name, "--detach", "--workers", 1, "--json")
         assert resumed.returncode == 0, resumed.stderr
         assert json.loads(resumed.stdout)["id"] == job_id
@@ -146,11 +150,11 @@ def test_the_list_is_of_all_runs(job, tmp_path, monkeypatch):
         ({}, ["--set", "model.hiden=[3]"], "hiden"),
         ({}, ["--workers", "two"], "--workers: expected auto or a number"),
         ({}, ["--name", "a/b"], "name"),
-        ({"model": {"entry": "wrong.py"}}, [], "wrong.py:8"),
+        ({"model": {"entry": "wrong.py"}}, [], "wrong.py:10"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(job, tmp_path, changes, arguments, message):
-    (tmp_path / "wrong.py").write_text(MODEL.replace("(64, 10)", "(63, 10)"))
+    (tmp_path / "wrong.py").write_text(braked_model(tmp_path / "unused", features=63))
     path = job(**changes)
     for verb in ("submit", "validate"):
         if verb == "submit" or "--name" not in arguments:
@@ -160,35 +164,37 @@ def test_a_mistake_is_told_before_anything_starts(job, tmp_path, changes, argume
 
 def test_a_job_that_cannot_start_says_why(job, tmp_path):
     """What is wrong only in the process that runs it."""
-    check = "import sys\nif 'resume' in sys.argv:\n    raise RuntimeError('no licence')\n"
-    (tmp_path / "my_model.py").write_text(check + MODEL)
-    line = one_line(dtrain("submit", job(model={"entry": "my_model.py"})), 2)
+    path = job(model={"entry": "my_model.py"})
+    with open(tmp_path / "my_model.py", "a") as file:
+        file.write("import sys\nif 'resume' in sys.argv:\n    raise RuntimeError('no licence')\n")
+    line = one_line(dtrain("submit", path), 2)
     assert "RuntimeError: no licence" in line
     assert line.startswith("dtrain: model.entry")
 
 
 def test_a_model_is_resumed_with_what_it_imports(job, tmp_path):
     """Model and helper are copies of when the job was submitted."""
+    path = job(**{**LONG, "model": {"entry": "code/my_model.py"}})
     (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "helper.py").write_text(MODEL)
-    (tmp_path / "code" / "my_model.py").write_text("from helper import init, loss\n")
-    path = job(model={"entry": "code/my_model.py"}, optimizer={"name": "sgd", "lr": 0.1}, epochs=None, steps=30_000)
+    (tmp_path / "my_model.py").rename(tmp_path / "code" / "helper.py")
+    (tmp_path / "code" / "my_model.py").write_text("from helper import init, loss, metrics\n")
     run = tmp_path / "runs" / dtrain("submit", path, "--workers", 1).stdout.strip()
     dtrain("stop", run)
     (tmp_path / "code" / "helper.py").write_text("raise SystemExit('edited')")
-    assert dtrain("resume", run, "--detach").returncode == 0
+    resumed = dtrain("resume", run, "--detach")
+    assert resumed.returncode == 0, resumed.stderr
     wait_until(lambda: status(run)["step"])
     assert dtrain("stop", run).stdout.startswith("stopped at step")
 
 
-def test_a_killed_job_has_failed_and_is_resumed(job, tmp_path):
-    path = job(**{**LONG, "checkpoint": {"every": 200}})
-    run = tmp_path / "runs" / dtrain("submit", path, "--workers", 2).stdout.strip()
+def test_a_killed_job_has_failed_and_is_resumed(job, brake, tmp_path):
+    run = tmp_path / "runs" / dtrain("submit", job(**LONG), "--workers", 2).stdout.strip()
     wait_until(lambda: list((run / "checkpoints").glob("step-*")))
     os.kill(status(run)["pid"], signal.SIGKILL)
     wait_until(lambda: status(run)["status"] == "failed")
     assert (status(run)["exit_code"], status(run)["error"]) == (3, "it ended without a result")
     assert dtrain("stop", run).stderr.endswith("has failed already\n")
+    brake.unlink()
     done = dtrain("resume", run, "--wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "succeeded"
@@ -287,7 +293,7 @@ def test_validate_says_what_a_job_needs_and_runs_nothing(job, tmp_path):
     assert found["shard_samples"] == [16, 4, 3]  # of a batch of 128, and of the last one of 29
     assert found["shared_bytes"] > 8 * 4 * sizes
     assert f"{sizes:,} float32 in 6 arrays" in dtrain("validate", job()).stdout
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["brake", "job.yaml", "my_model.py"]
 
 
 def test_the_doctor_finds_what_is_installed(monkeypatch):

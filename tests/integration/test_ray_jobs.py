@@ -22,29 +22,18 @@ import psutil
 import pytest
 import yaml
 
-from tests.support import DIGITS, ROOT, command, dtrain, result_of, wait_until
+from tests.support import DIGITS, ROOT, braked_model, command, dtrain, result_of, wait_until
 
-MODEL = """
-import numpy as np
-from helper import scores
-
-def init(rng):
-    return {"w": rng.standard_normal((6, 3)) * 0.01}
-
-def loss(params, batch):
-    s = scores(params, batch)
-    s = s - np.max(s, axis=1, keepdims=True)
-    return np.log(np.sum(np.exp(s), axis=1)) - s[np.arange(len(batch["y"])), batch["y"]]
-"""
 JOB: dict[str, Any] = {
     **DIGITS,
     "name": "far",
     "model": {"entry": "my_model.py"},
-    "data": {"name": "npz", "train": "numbers.npz"},
+    "data": {"name": "npz", "train": "numbers.npz", "eval": "numbers.npz"},
     "optimizer": {"name": "momentum", "lr": 0.01},
     "epochs": None,
-    "steps": 20_000,
-    "checkpoint": {"every": 500},
+    "steps": 4000,
+    "eval": {"every": 20},
+    "checkpoint": {"every": 100},
 }
 DTRAIN = """#!/bin/sh
 if [ "$1" = version ] && [ -f {flag} ]; then echo 9.9.9; exit; fi
@@ -150,8 +139,8 @@ def there(cluster, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster.address)
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "numbers.npz", x=rng.standard_normal((300, 6)), y=rng.integers(0, 3, 300))
-    (tmp_path / "my_model.py").write_text(MODEL)
-    (tmp_path / "helper.py").write_text("def scores(params, batch):\n    return batch['x'] @ params['w']\n")
+    (tmp_path / "my_model.py").write_text("from helper import init, loss, metrics\n")
+    (tmp_path / "helper.py").write_text(braked_model(tmp_path / "brake", 6, 3))
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
     return tmp_path
 
@@ -179,7 +168,7 @@ def test_a_job_is_submitted_followed_stopped_fetched_and_resumed_to_the_same_fin
     listed = dtrain("list").stdout.splitlines()
     assert [row.split()[:2] for row in listed[1:]] == [[job_id, "running"]]
     state = wait_until(lambda: (s := status(job_id))["step"] and s)
-    assert (state["steps"], state["exit_code"]) == (20_000, None)
+    assert (state["steps"], state["exit_code"]) == (4000, None)
     run = Path(state["run_directory"])
     assert run.parent == cluster.runs / "mine"
     wait_until(lambda: list((run / "checkpoints").glob("step-*")))
@@ -207,16 +196,17 @@ def test_a_job_is_submitted_followed_stopped_fetched_and_resumed_to_the_same_fin
     logs = Path(cluster.folder, "ray").glob("session_2*/logs/job-driver-raysubmit_*.log")
     assert all(log.stat().st_size < 2000 for log in logs)  # no copy of the run is left in them
 
+    (there / "brake").unlink()
     resumed = dtrain("resume", job_id, "--detach", "--wait", "--json", "--workers", 2)
     assert resumed.returncode == 0, resumed.stderr
     last = json.loads(resumed.stdout)
-    assert (last["status"], last["step"]) == ("succeeded", 20_000)
+    assert (last["status"], last["step"]) == ("succeeded", 4000)
     assert last["id"] == f"{job_id}-2"
     assert f"resumed at step {end['step']}" in resumed.stderr
     assert status(job_id)["fingerprint"] == last["fingerprint"]  # an ID names the run, not the attempt
     assert "has succeeded already" in one_line(dtrain("resume", job_id, "--detach"), 2)
     assert [row.split()[:3] for row in dtrain("list").stdout.splitlines()[1:]] == [
-        [last["id"], "succeeded", "20000/20000"]
+        [last["id"], "succeeded", "4000/4000"]
     ]
 
     (there / "helper.py").unlink()  # all that the run needs came with it
@@ -252,6 +242,7 @@ def test_what_cannot_run_is_one_line_and_starts_nothing(cluster, there, monkeypa
 
 
 def test_a_job_that_fails_leaves_with_its_exit_code_and_its_words(there):
+    (there / "brake").unlink()
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 6))
     np.savez(there / "numbers.npz", x=x * 1e30, y=rng.integers(0, 3, 300))
