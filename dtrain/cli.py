@@ -47,13 +47,13 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output is gone; say nothing at exit either
+        sys.exit(1)
     except Exception:
         if under_mpi:  # the other ranks would wait for this one for ever
             abort_mpi()
         raise
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output is gone; say nothing at exit either
-        sys.exit(1)
     finally:
         if zygote is not None:
             zygote.close()

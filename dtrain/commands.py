@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,8 +14,10 @@ import typer
 from dtrain import __version__
 from dtrain.errors import InputError
 from dtrain.jobs.build import build
-from dtrain.jobs.run import resume_job, run_job
+from dtrain.jobs.job import Job, Jobs, show_jobs
+from dtrain.jobs.run import check_resumable, resume_job, run_job
 from dtrain.jobs.run_directory import RunDirectory
+from dtrain.jobs.runs import find_run
 from dtrain.jobs.spec import json_schema, load_spec
 from dtrain.jobs.start import started
 from dtrain.monitor.progress import final_summary
@@ -28,24 +33,44 @@ BACKEND = typer.Option(
     "--backend", help="Where the workers are: local, mpi, ray, or auto (mpi if mpirun started this, else local)."
 )
 JSON = typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
+SET = typer.Option("--set", help="Override a key of the job: optimizer.lr=0.01.")
+CLUSTER = typer.Option(
+    "--address",
+    help="The Ray cluster of --backend ray, HOST:6379 or auto; RAY_ADDRESS, or one started here, otherwise.",
+)
+ADDRESS = typer.Option(
+    "--address",
+    help="A Ray cluster's dashboard, http://HOST:8265; RAY_API_SERVER_ADDRESS or RAY_ADDRESS unless given, and this "
+    "machine if neither is set, or for local.",
+)
+WAIT = typer.Option("--wait/--no-wait", help="Follow the log to the end of the job and leave with its exit code.")
+SPEC = typer.Argument(help="The job: a YAML or TOML file.")
+ID = typer.Argument(metavar="ID", help="The job: NAME/ID, ID alone, or the path of its run directory.")
 QUIET = typer.Option("--quiet", "-q", help="No progress display.")
 
 
 @app.command()
 def run(
     context: typer.Context,
-    spec: Annotated[str, typer.Argument(help="The job: a YAML or TOML file.")],
+    spec: Annotated[str, SPEC],
     workers: Annotated[str | None, WORKERS] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key of the job: optimizer.lr=0.01.")
-    ] = None,
+    overrides: Annotated[list[str] | None, SET] = None,
     run_dir: Annotated[str | None, typer.Option(help="Directory of the run; runs/NAME/ID unless given.")] = None,
     backend: Annotated[str, BACKEND] = "auto",
+    address: Annotated[str | None, CLUSTER] = None,
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Train a job: on this machine, on the ranks of mpirun, or on a Ray cluster."""
-    with started(context.obj, backend, _workers(workers)) as where:
+    count = _workers(workers)
+    if backend == "ray":
+        job = load_spec(spec, overrides or [])
+        program = build(job)
+        directory = RunDirectory.create(job.name, path=run_dir)
+        directory.write_job(job)
+        _finish(_ray(address, quiet).run(job, program, directory.path, count), as_json)
+        return
+    with started(context.obj, backend, count) as where:
         if where is None:
             return
         job = load_spec(spec, overrides or [])
@@ -59,30 +84,154 @@ def run(
 @app.command()
 def resume(
     context: typer.Context,
-    run_dir: Annotated[str, typer.Argument(help="The directory of a run that was stopped or killed.")],
+    job_id: Annotated[str, ID],
     workers: Annotated[str | None, WORKERS] = None,
     backend: Annotated[str, BACKEND] = "auto",
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background, as submit does.")] = False,
+    wait: Annotated[bool, WAIT] = False,
+    address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Go on with a run from its newest valid checkpoint, with any number of workers."""
-    with started(context.obj, backend, _workers(workers)) as where:
+    count = _workers(workers)
+    if backend == "ray" and not (detach or wait):
+        directory = find_run(job_id)
+        check_resumable(directory)
+        job = directory.read_job()
+        _finish(_ray(address, quiet).run(job, build(job), directory.path, count, is_resumed=True), as_json)
+        return
+    if detach or wait or address not in (None, "local"):
+        _started(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json)
+        return
+    path = find_run(job_id).path
+    with started(context.obj, backend, count) as where:
         if where is not None:
-            _finish(resume_job(run_dir, where, is_quiet=quiet, on_start=_say), as_json)
+            _finish(resume_job(path, where, is_quiet=quiet, on_start=_say), as_json)
+
+
+@app.command()
+def validate(
+    spec: Annotated[str, SPEC],
+    workers: Annotated[str | None, WORKERS] = None,
+    overrides: Annotated[list[str] | None, SET] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Check a job as far as that is possible without running it, and say what it needs."""
+    from dataclasses import asdict
+
+    from dtrain.jobs.validation import validate as check
+
+    found = check(load_spec(spec, _overrides(overrides, workers=_workers(workers))))
+    print(json.dumps(asdict(found)) if as_json else found.text())
+
+
+@app.command()
+def submit(
+    spec: Annotated[str, SPEC],
+    name: Annotated[str | None, typer.Option(help="Name of the job; that of the file unless given.")] = None,
+    workers: Annotated[str | None, WORKERS] = None,
+    overrides: Annotated[list[str] | None, SET] = None,
+    wait: Annotated[bool, WAIT] = False,
+    address: Annotated[str | None, ADDRESS] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Start a job in the background, on this machine or on a Ray cluster, and print its ID."""
+    job = load_spec(spec, _overrides(overrides, name=name, workers=_workers(workers)))
+    jobs = _jobs(address)
+    _started(jobs, jobs.submit(job), wait, as_json)
+
+
+@app.command("list")
+def list_jobs(address: Annotated[str | None, ADDRESS] = None, as_json: Annotated[bool, JSON] = False) -> None:
+    """List the jobs, the newest last."""
+    found = _jobs(address).all()
+    if as_json:
+        print(json.dumps([job.to_json() for job in found]))
+    elif found:
+        show_jobs(found)
+    else:
+        _say("there are no jobs")
 
 
 @app.command()
 def status(
-    run_dir: Annotated[str, typer.Argument(help="The directory of a run.")],
+    job_id: Annotated[str, ID],
+    address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Say how a run stands: pending, running, succeeded, failed or stopped."""
-    directory = RunDirectory.open(run_dir)
-    state, result = directory.status(), directory.read_result() or {}
-    if as_json:
-        print(json.dumps({**result, "status": state, "pid": directory.holder()}))
+    """Say how a job stands: pending, running, succeeded, failed or stopped."""
+    job = _jobs(address, job_id).get(job_id)
+    print(json.dumps(job.to_json()) if as_json else job.sentence())
+
+
+@app.command()
+def logs(
+    job_id: Annotated[str, ID],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    address: Annotated[str | None, ADDRESS] = None,
+) -> None:
+    """Print what a job has said."""
+    for piece in _jobs(address, job_id).log(job_id, follow):
+        print(piece, end="", flush=True)
+
+
+@app.command()
+def stop(
+    job_id: Annotated[str, ID],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended.")] = True,
+    address: Annotated[str | None, ADDRESS] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Let a job end its step, write a checkpoint and leave. A second stop ends it at once."""
+    jobs = _jobs(address, job_id)
+    job = jobs.get(job_id)
+    if job.has_ended:
+        _say(f"{job.id} has {job.status} already" if job.status != "stopped" else f"{job.id} is stopped already")
     else:
-        print(f"{state}" + (f" at step {result['step']}" if "step" in result and state != "running" else ""))
+        jobs.stop(job.id)
+        if wait:
+            while not (job := jobs.get(job.id)).has_ended:
+                time.sleep(0.2)
+    print(json.dumps(job.to_json()) if as_json else job.sentence())
+
+
+@app.command()
+def fetch(
+    job_id: Annotated[str, ID],
+    destination: Annotated[Path | None, typer.Argument(help="A new directory; runs/NAME/ID unless given.")] = None,
+    checkpoints: Annotated[int, typer.Option(min=0, help="How many of the newest checkpoints to bring.")] = 1,
+    address: Annotated[str | None, ADDRESS] = None,
+) -> None:
+    """Bring the run directory of a job here: its record, its result and its newest checkpoints."""
+    print(_jobs(address, job_id).fetch(job_id, destination, checkpoints))
+
+
+@app.command(hidden=True)
+def pack(
+    run_dir: Path,
+    checkpoints: Annotated[int, typer.Option(min=0)] = 1,
+    hold: Annotated[bool, typer.Option(help="Wait for SIGTERM at the end, then empty standard output's file.")] = False,
+) -> None:
+    """Write a run directory to standard output, as lines of text: the other half of fetch."""
+    from contextlib import nullcontext
+
+    from dtrain.jobs.parcel import held
+    from dtrain.jobs.parcel import pack as write
+
+    with held() if hold else nullcontext():
+        write(run_dir, checkpoints, print)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, JSON] = False) -> None:
+    """Say which of local, MPI and Ray work here, and why not."""
+    from dtrain.jobs.doctor import examine
+
+    report = examine()
+    print(json.dumps(report.to_json()) if as_json else report.text())
+    if not report.is_local_fine:
+        sys.exit(3)
 
 
 @app.command()
@@ -103,6 +252,52 @@ def _workers(text: str | None) -> int | str | None:
     if not text.isascii() or not text.isdigit():
         raise InputError(f"--workers: expected auto or a number of at least 0, got {text!r}")
     return int(text)
+
+
+def _overrides(given: list[str] | None, **keys: str | int | None) -> list[str]:
+    """The overrides of --set, and options that are keys of the job; text is quoted, so that it stays text."""
+    return [*(given or []), *(f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)]
+
+
+def _jobs(address: str | None, job_id: str | None = None) -> Jobs:
+    """The place that an address, or the environment, names; a path of a run directory is always on this machine."""
+    is_path = job_id is not None and os.path.isdir(job_id)
+    if address is None and not is_path:
+        address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or None
+    if address in (None, "local"):
+        from dtrain.jobs.detached import LocalJobs
+
+        return LocalJobs()
+    from dtrain.jobs.ray_jobs import RayJobs
+
+    return RayJobs(address)
+
+
+def _ray(address: str | None, is_quiet: bool) -> Any:
+    from dtrain.jobs.ray_cluster import RayRun
+
+    return RayRun(address, is_quiet, _say)
+
+
+def _started(jobs: Jobs, job: Job, wait: bool, as_json: bool) -> None:
+    """Say how to go on with a job that was just started, or follow it to its end."""
+    if not wait:
+        print(json.dumps(job.to_json()) if as_json else job.id)
+        _say(f"follow it with dtrain logs -f {job.id}\nstop it with dtrain stop {job.id}")
+        return
+    _say(job.id)
+    try:
+        for piece in jobs.log(job.id, follow=True, start=job.log_start):
+            print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+    except KeyboardInterrupt:
+        _say(f"\nthe job goes on; stop it with dtrain stop {job.id}")
+        raise
+    job = jobs.get(job.id)
+    if as_json:
+        print(json.dumps(job.to_json()))
+    sys.stdout.flush()
+    if job.exit_code:
+        sys.exit(job.exit_code)
 
 
 def _say(line: str) -> None:

@@ -36,6 +36,33 @@ DIGITS: dict[str, Any] = {
 }
 
 
+BRAKED_MODEL = """
+import os
+import time
+import numpy as np
+
+def init(rng):
+    return {{"w": rng.standard_normal(({features}, {classes})) * 0.01}}
+
+def loss(params, batch):
+    scores = batch["x"] @ params["w"]
+    scores = scores - np.max(scores, axis=1, keepdims=True)
+    return np.log(np.sum(np.exp(scores), axis=1)) - scores[np.arange(len(batch["y"])), batch["y"]]
+
+def metrics(params, batch):
+    if os.path.exists({brake!r}):
+        time.sleep(0.1)
+    return {{}}
+"""
+
+
+def braked_model(brake: Path, features: int = 64, classes: int = 10) -> str:
+    """A model file whose evaluations take a tenth of a second while the file ``brake`` exists, which is made here: a
+    run that evaluates often lasts until it is released, and is then as quick as any."""
+    brake.touch()
+    return BRAKED_MODEL.format(brake=str(brake), features=features, classes=classes)
+
+
 def command(*arguments: object) -> list[str]:
     """The command line of `dtrain`, in this interpreter."""
     return [sys.executable, "-c", "from dtrain.cli import main; main()", *map(str, arguments)]

@@ -35,13 +35,14 @@ def run_job(
     is_resumed: bool = False,
     is_quiet: bool = False,
     on_start: Callable[[str], None] = lambda line: None,
+    on_service: Callable[[Service, Watcher], None] = lambda service, watcher: None,
 ) -> dict[str, Any]:
     """Run a job in its run directory, from its newest valid checkpoint if ``is_resumed``; return what
     result.json holds.
 
     ``program`` is what `build` made of ``spec``, before a directory was made for a job that cannot start.
-    ``on_start`` is told one line when the run begins. Raises DtrainError for a job that cannot start; an error of a run
-    that has started is in the result.
+    ``on_start`` is told one line when the run begins, ``on_service`` what carries it out. Raises DtrainError for a job
+    that cannot start; an error of a run that has started is in the result.
     """
     settings = run_settings(spec, program, backend.workers)
     with directory, one_blas_thread():
@@ -68,6 +69,7 @@ def run_job(
             if restore is not None and restore.message:
                 on_start(restore.message)
                 watcher.event("checkpoint_damaged", restore.message)
+            on_service(service, watcher)
             with _endpoint(spec, watcher, directory), stop_on_signals(service) as stopped_by:
                 outcome = service.run()
         finally:
@@ -181,6 +183,15 @@ def _start_line(
     )
 
 
+def check_resumable(directory: RunDirectory) -> None:
+    """Raise InputError for a run that has succeeded already."""
+    if directory.status() == "succeeded":
+        raise InputError(
+            f"{directory.path}: has succeeded already; see {directory.result_file.name}, or start it anew with "
+            "dtrain run"
+        )
+
+
 def resume_job(
     path: str | os.PathLike[str],
     backend: Callable[[JobSpec], Backend],
@@ -193,10 +204,7 @@ def resume_job(
     ``backend`` is asked where the workers of the job are to be.
     """
     directory = RunDirectory.open(path)
-    if directory.status() == "succeeded":
-        raise InputError(
-            f"{path}: has succeeded already; see {directory.result_file.name}, or start it anew with dtrain run"
-        )
+    check_resumable(directory)
     spec = directory.read_job()
     return run_job(
         spec,

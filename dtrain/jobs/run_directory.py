@@ -3,13 +3,15 @@
 ::
 
     job.yaml        the job, defaults written out, with base_dir: itself a job file
-    model/NAME.py   a copy of the user's model file, if the job has one
+    files/          what the job's paths name, if it was sent here from another machine
+    model/NAME.py   a copy of the user's model file and of the *.py beside it, if the job has one
     metrics.jsonl   a line per step and evaluation
     events.jsonl    a line per thing that happened
     checkpoints/    what a resumed run starts from
     result.json     how the run ended
     endpoint.json   where its figures are served while it runs, readable by its owner only
-    lock            held by the process that runs it; its content is that process's id
+    log.txt         what a detached run says
+    lock            held by the process that runs it; its content is that process's id and its host's name
 
 Invariants: one process at a time writes; a reader finds each file whole or not at all. The lock is the kernel's
 (flock), so it ends with the process that holds it, however that dies, and there is no stale lock to remove.
@@ -25,8 +27,10 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -40,6 +44,22 @@ _ENDED = ("succeeded", "failed", "stopped")
 _READER_SECONDS = 1.0  # a reader holds the lock for microseconds while it asks; a runner tries again for so long
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that runs a directory. ``pid`` is 0 for one that has not yet said who it is; ``host`` may be ""."""
+
+    pid: int
+    host: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine, as far as is known."""
+        return self.host in ("", socket.gethostname())
+
+    def __str__(self) -> str:
+        return f"process {self.pid or 'unknown'}" + ("" if self.is_here else f" on {self.host}")
+
+
 class RunDirectory:
     """One run on disk. Make it with ``create`` or ``open``; ``acquire`` it before writing anything but the job."""
 
@@ -51,19 +71,19 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, name: str, root: str | os.PathLike[str] = "runs", path: str | os.PathLike[str] | None = None
+        cls, name: str, root: str | os.PathLike[str] | None = None, path: str | os.PathLike[str] | None = None
     ) -> RunDirectory:
         """Make a fresh directory: ``path`` if given, else ``root/name/ID``, ID being UTC time and a few random digits.
 
-        Raises InputError if ``path`` holds something already, or if the directory cannot be made.
+        ``root`` is ``runs_root()`` unless given. Raises InputError if ``path`` holds something already (but for
+        ``files``), or if it cannot be made.
         """
         if path is None:
-            now = datetime.datetime.now(datetime.UTC)
-            path = Path(root, name, f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
+            path = Path(runs_root() if root is None else root, name, fresh_id())
         directory = cls(Path(os.path.abspath(path)))
         try:
             directory.path.mkdir(parents=True, exist_ok=True)
-            if any(directory.path.iterdir()):
+            if any(entry != directory.files for entry in directory.path.iterdir()):
                 if directory.job_file.exists():
                     raise InputError(f"{path}: holds a run already; go on with dtrain resume {path}, or name another")
                 raise InputError(f"{path}: is not empty; name another directory for the run")
@@ -88,6 +108,16 @@ class RunDirectory:
     def id(self) -> str:
         """The last part of the path."""
         return self.path.name
+
+    @property
+    def files(self) -> Path:
+        """What the job's paths name, put there before a run whose job came from another machine."""
+        return self.path / "files"
+
+    @property
+    def log_file(self) -> Path:
+        """What a detached run says on its standard output and error."""
+        return self.path / "log.txt"
 
     @property
     def job_file(self) -> Path:
@@ -127,18 +157,16 @@ class RunDirectory:
     # --- the job ---------------------------------------------------------------------------------------------------
 
     def write_job(self, spec: JobSpec) -> None:
-        """Keep the job and a copy of the user's model file, so that the run can go on when that has been edited.
+        """Keep the job, the user's model file and the ``*.py`` beside it: the run can go on when they have been edited.
 
-        Written last: a directory with a ``job.yaml`` is complete. Raises InputError if the model cannot be copied.
+        A directory that has ``files`` starts its paths there, wherever it is moved. Written last: a directory with a
+        ``job.yaml`` is complete. Raises InputError if the model cannot be copied.
         """
         entry = spec.entry()
         if entry is not None and entry.file is not None:
-            copy = self.path / "model" / entry.file.name
-            try:
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(entry.file, copy)
-            except OSError as error:
-                raise InputError(f"{entry.file}: model.entry cannot be copied: {error.strerror}") from None
+            copy_with_siblings(entry.file, self.path / "model")
+        if self.files.is_dir():
+            spec = spec.model_copy(update={"base_dir": self.files.name})
         write_atomically(self.job_file, spec.to_yaml().encode())
 
     def read_job(self) -> JobSpec:
@@ -173,7 +201,7 @@ class RunDirectory:
             try:
                 self._wait_for_lock(file)
                 os.ftruncate(file, 0)
-                os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+                os.pwrite(file, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
             except BaseException:
                 os.close(file)
                 raise
@@ -188,11 +216,9 @@ class RunDirectory:
         deadline = time.monotonic() + _READER_SECONDS
         while not _try_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                pid = _read_pid(file)
-                stop = f"kill -INT {pid}" if pid else "Ctrl-C"
-                raise InputError(
-                    f"{self.path}: process {pid or 'unknown'} runs it; wait for it, or stop it with {stop}"
-                )
+                holder = _read_holder(file)
+                stop = f"kill -INT {holder.pid}" if holder.pid else "Ctrl-C"
+                raise InputError(f"{self.path}: {holder} runs it; wait for it, or stop it with {stop}")
             time.sleep(0.005)
 
     def release(self) -> None:
@@ -215,15 +241,19 @@ class RunDirectory:
 
     def holder(self) -> int | None:
         """Return the id of the process that runs this directory, or None if none does. For readers."""
+        process = self.process()
+        return None if process is None else process.pid
+
+    def process(self) -> Holder | None:
+        """Return which process runs this directory, and on which host; None if none does. For readers."""
         if self._lock is not None:
-            return os.getpid()
+            return Holder(os.getpid(), socket.gethostname())
         try:
             file = os.open(self.lock_file, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            # 0: somebody holds the lock, but has not yet written who.
-            return None if _try_lock(file, fcntl.LOCK_SH) else _read_pid(file) or 0
+            return None if _try_lock(file, fcntl.LOCK_SH) else _read_holder(file)
         finally:
             os.close(file)
 
@@ -274,6 +304,29 @@ class RunDirectory:
         return _read_json(self.endpoint_file) if self.holder() is not None else None
 
 
+def runs_root() -> Path:
+    """Return where runs are kept: the environment variable DTRAIN_RUNS, or ``runs`` in the current directory."""
+    return Path(os.environ.get("DTRAIN_RUNS") or "runs").expanduser()
+
+
+def fresh_id() -> str:
+    """Return an ID for a run: UTC time and a few random digits."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def copy_with_siblings(file: Path, folder: Path) -> None:
+    """Copy a model file and the ``*.py`` beside it, which it may import. Raises InputError naming what cannot be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted({file, *file.parent.glob("*.py")}):
+        try:
+            if source == file or source.is_file():
+                shutil.copyfile(source, folder / source.name)
+        except OSError as error:
+            if source != file and isinstance(error, PermissionError):
+                continue  # what cannot be read is not imported either
+            raise InputError(f"{source}: model.entry cannot be copied: {error.strerror}") from None
+
+
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace ``path`` by ``content``: a reader, or whoever comes after a crash, finds the old content or the new.
 
@@ -310,9 +363,10 @@ def _try_lock(file: int, kind: int) -> bool:
     return True
 
 
-def _read_pid(file: int) -> int | None:
-    text = os.pread(file, 32, 0).strip()
-    return int(text) if text.isdigit() else None
+def _read_holder(file: int) -> Holder:
+    """Read who holds the lock; dtrain 0.1 wrote the process id alone."""
+    pid, _, host = os.pread(file, 512, 0).decode(errors="replace").partition("\n")
+    return Holder(int(pid), host.strip()) if pid.isascii() and pid.isdigit() else Holder(0, "")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ def started(zygote: Zygote | None, backend: str, workers: int | str | None) -> I
         with _mpi(workers) as chosen:
             yield chosen
         return
+    if backend == "ray":
+        raise LookupError("Ray runs a job elsewhere: see ray_cluster.py")
     yield lambda spec: LocalBackend(spec.workers if workers is None else workers, zygote)
 
 

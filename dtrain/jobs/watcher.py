@@ -28,6 +28,7 @@ class Watcher(Observer):
 
     def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
         self.metrics.started(steps, first_step)
+        self._event("started", steps=steps, step=first_step)
         if self._directory is not None:
             self._log = MetricsLog(self._directory.metrics_file, committed=first_step)
         if not self._is_quiet:

@@ -123,17 +123,17 @@ class Progress:
         fields = [
             f"epoch {record.epoch + 1}/{epochs}",
             f"step {self._step}/{self._total}",
-            f"loss {_number(record.loss)}",
-            f"{'|g|' if self._is_live else 'grad norm'} {_number(record.gradient_norm)}",
+            f"loss {describe_number(record.loss)}",
+            f"{'|g|' if self._is_live else 'grad norm'} {describe_number(record.gradient_norm)}",
         ]
         (t0, step0, samples0), (t1, step1, samples1) = self._marks[0], self._marks[-1]
         if t1 > t0 and step1 > step0:
             fields.append(f"{_short((samples1 - samples0) / (t1 - t0))} samples/s")
             if self._step < self._total:
-                fields.append(f"{_duration((self._total - self._step) * (t1 - t0) / (step1 - step0))} left")
+                fields.append(f"{describe_duration((self._total - self._step) * (t1 - t0) / (step1 - step0))} left")
         if self._is_live and self._eval is not None:
             accuracy = self._eval.metrics.get("accuracy")
-            shown = f"loss {_number(self._eval.loss)}" if accuracy is None else _metric("accuracy", accuracy)
+            shown = f"loss {describe_number(self._eval.loss)}" if accuracy is None else _metric("accuracy", accuracy)
             fields.append(f"test {shown}")
         return fields
 
@@ -182,11 +182,11 @@ def final_summary(result: Mapping[str, Any], run_directory: str | os.PathLike[st
     status = str(result["status"])
     step, seconds = result.get("step"), result.get("seconds")
     head = status if step is None else f"{status} after {step} step{'' if step == 1 else 's'}"
-    lines = [head if seconds is None else f"{head} in {_duration(float(seconds), decimals=1)}"]
+    lines = [head if seconds is None else f"{head} in {describe_duration(float(seconds), decimals=1)}"]
     if result.get("error"):
         lines.append(f"error          {result['error']}")
     if result.get("train_loss") is not None:
-        lines.append(f"train loss     {_number(float(result['train_loss']))}")
+        lines.append(f"train loss     {describe_number(float(result['train_loss']))}")
     evaluation = dict(result.get("eval") or {})
     for name in sorted(evaluation, key=lambda name: (name != "accuracy", name != "loss", name)):
         lines.append(f"{f'test {name}':<14} {_metric(name, float(evaluation[name]))}")
@@ -233,7 +233,10 @@ def _start_live(stream: TextIO) -> Live:
 
 
 def _eval_fields(record: EvalRecord) -> list[str]:
-    return [f"eval loss {_number(record.loss)}", *(f"{k} {_metric(k, v)}" for k, v in sorted(record.metrics.items()))]
+    return [
+        f"eval loss {describe_number(record.loss)}",
+        *(f"{k} {_metric(k, v)}" for k, v in sorted(record.metrics.items())),
+    ]
 
 
 def _describe_eval(record: EvalRecord) -> str:
@@ -241,10 +244,10 @@ def _describe_eval(record: EvalRecord) -> str:
 
 
 def _metric(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name == "accuracy" else _number(value)
+    return f"{100 * value:.2f} %" if name == "accuracy" else describe_number(value)
 
 
-def _number(value: float) -> str:
+def describe_number(value: float) -> str:
     """Return a figure with four digits behind the point, or as a power of ten where that would say nothing."""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
@@ -256,7 +259,7 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _duration(seconds: float, decimals: int = 0) -> str:
+def describe_duration(seconds: float, decimals: int = 0) -> str:
     if seconds < 60 and decimals:
         return f"{seconds:.{decimals}f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -145,7 +145,8 @@ def test_commands_exist(page: Path) -> None:
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for line in "".join(blocks(page.read_text(encoding="utf-8"), "")).splitlines():
         if called := re.search(r"(?:^|/)dtrain (\w+)(.*)", line.partition("#")[0]):
-            known = {option for parameter in commands[called[1]].params for option in parameter.opts}
+            parameters = commands[called[1]].params
+            known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
             assert set(re.findall(r"(?<!\S)\[?(--[\w-]+)", called[2])) <= known
 
 
@@ -399,7 +400,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_of_a_run_are_listed(run: Path) -> None:
     rows = tables(section(text_of("jobs.md"), "The run directory"))["File"]
-    assert sorted(code_in(row[0]) for row in rows) == sorted([*(p.name for p in run.iterdir()), "endpoint.json"])
+    others = ["endpoint.json", "files", "log.txt"]  # there while it runs, or only if it was submitted
+    assert sorted(code_in(row[0]) for row in rows) == sorted([*(p.name for p in run.iterdir()), *others])
 
 
 def test_keys_of_the_result_are_listed(run: Path) -> None:

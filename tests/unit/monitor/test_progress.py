@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from dtrain.monitor.progress import Progress, _duration, _number, _short, final_summary
+from dtrain.monitor.progress import Progress, _short, describe_duration, describe_number, final_summary
 from dtrain.monitor.records import EvalRecord, StepRecord
 
 
@@ -182,8 +182,14 @@ def test_the_summary_of_a_run_that_failed_early():
 
 
 def test_figures():
-    assert [_number(x) for x in (0.0, 1.5, -2.0, 5e-4, 12345.0, float("nan"), float("inf"))] == [
+    assert [describe_number(x) for x in (0.0, 1.5, -2.0, 5e-4, 12345.0, float("nan"), float("inf"))] == [
         "0.0000", "1.5000", "-2.0000", "5.000e-04", "1.234e+04", "nan", "inf",
     ]  # fmt: skip
     assert [_short(x) for x in (0.5, 12.3, 999.0, 1500.0, 2.5e6, 3e9)] == ["0.5", "12", "999", "1.5k", "2.5M", "3.0G"]
-    assert [_duration(x) for x in (0.2, 59.7, 61, 3599.6, 7325)] == ["0:00", "1:00", "1:01", "1:00:00", "2:02:05"]
+    assert [describe_duration(x) for x in (0.2, 59.7, 61, 3599.6, 7325)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "1:00:00",
+        "2:02:05",
+    ]
