@@ -154,11 +154,9 @@ class CoordinatorActor:
         self._directory: RunDirectory | None = None
         self._said: list[str] = []
 
-    def host(self) -> str:
-        """Which host this is."""
-        from dtrain.comm.host import host_id
-
-        return host_id()
+    def sees(self, path: str) -> bool:
+        """Whether the driver's run directory is here too: on the same node, or on storage that both share."""
+        return Path(path, "job.yaml").is_file()
 
     def run(self, values: dict[str, Any], path: str, is_resumed: bool, content: bytes | None) -> dict[str, Any]:
         """Run a job, or go on with one, in its run directory, which is made of ``content`` if that is given."""
@@ -235,6 +233,7 @@ def unpack_run(content: bytes, path: Path) -> None:
 
     with tempfile.TemporaryFile() as file:
         receive(content.decode().splitlines(), file)
+        file.seek(0)
         unpack(file, path)
 
 
@@ -331,9 +330,7 @@ class RayRun:
         return group
 
     def _follow(self, ray: Any, coordinator: Any, spec: JobSpec, path: Path, is_resumed: bool) -> dict[str, Any]:
-        from dtrain.comm.host import host_id
-
-        is_here = ray.get(coordinator.host.remote()) == host_id()
+        is_here = ray.get(coordinator.sees.remote(str(path)))
         content = None if is_here else pack_run(path)
         values = spec.model_dump(mode="json")
         with _signals(lambda: coordinator.stop.remote()) as came:
