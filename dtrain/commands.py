@@ -13,10 +13,11 @@ import typer
 
 from dtrain import __version__
 from dtrain.errors import InputError
+from dtrain.jobs.backend import worker_count
 from dtrain.jobs.build import build
 from dtrain.jobs.job import Job, Jobs, show_jobs
 from dtrain.jobs.run import check_resumable, resume_job, run_job
-from dtrain.jobs.run_directory import RunDirectory
+from dtrain.jobs.run_directory import RunDirectory, fresh_id, runs_root
 from dtrain.jobs.runs import find_run
 from dtrain.jobs.spec import json_schema, load_spec
 from dtrain.jobs.start import started
@@ -108,6 +109,48 @@ def resume(
     with started(context.obj, backend, count) as where:
         if where is not None:
             _finish(resume_job(path, where, is_quiet=quiet, on_start=_say), as_json)
+
+
+@app.command()
+def scale(
+    job_id: Annotated[str, ID],
+    workers: Annotated[int, typer.Argument(help="How many workers the run is to have.")],
+) -> None:
+    """Give a run that lasts another number of workers; its result does not depend on it."""
+    from dtrain.jobs.scaling import ask_for_workers
+
+    run = find_run(job_id)
+    ask_for_workers(run, workers)
+    _say(f"{run.path}: {workers} workers are asked for, from the next step on; see events.jsonl")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def launch(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(metavar="mpi", help="What to launch with.")],
+    spec: Annotated[str, SPEC],
+    ranks: Annotated[int, typer.Option("-n", help="How many ranks.")] = 0,
+    max_restarts: Annotated[int, typer.Option(help="How often to go on from the last checkpoint.")] = 0,
+    ulfm: Annotated[bool, typer.Option("--ulfm", help="Survive the death of a rank (Open MPI 5).")] = False,
+    overrides: Annotated[list[str] | None, SET] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Directory of the run; runs/NAME/ID unless given.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Start mpirun for a job, and start it again when MPI ends it; what is not known goes to mpirun."""
+    from dtrain.jobs.launch import launch_mpi
+
+    if kind != "mpi":
+        raise InputError(f"launch: expected mpi, got {kind!r}")
+    job = load_spec(spec, overrides or [])
+    build(job)
+    path = Path(run_dir or runs_root() / job.name / fresh_id()).absolute()
+    arguments = ["run", spec, "--run-dir", str(path), *(f"--set={o}" for o in overrides or [])]
+    arguments += ["--json"] * as_json + ["--quiet"] * quiet
+    count = ranks or int(worker_count("auto"))
+    code = launch_mpi(arguments, RunDirectory(path), count, max_restarts, context.args, ulfm, _say)
+    if code:
+        sys.exit(code)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.backend import Backend
 from dtrain.jobs.build import build
 from dtrain.jobs.run_directory import RunDirectory, write_atomically
+from dtrain.jobs.scaling import scalable
 from dtrain.jobs.spec import JobSpec
 from dtrain.jobs.watcher import Watcher
 from dtrain.monitor.endpoint import MetricsEndpoint
@@ -70,7 +71,11 @@ def run_job(
                 on_start(restore.message)
                 watcher.event("checkpoint_damaged", restore.message)
             on_service(service, watcher)
-            with _endpoint(spec, watcher, directory), stop_on_signals(service) as stopped_by:
+            with (
+                _endpoint(spec, watcher, directory),
+                scalable(directory, service),
+                stop_on_signals(service) as stopped_by,
+            ):
                 outcome = service.run()
         finally:
             watcher.close()

@@ -150,6 +150,11 @@ class RunDirectory:
         return self.path / "endpoint.json"
 
     @property
+    def workers_file(self) -> Path:
+        """How many workers are asked for, until the run has read it (``scaling.py``)."""
+        return self.path / "workers"
+
+    @property
     def lock_file(self) -> Path:
         """Locked by ``acquire``; never removed."""
         return self.path / "lock"

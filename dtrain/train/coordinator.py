@@ -118,6 +118,7 @@ class Coordinator:
         self._pace = 0.0  # seconds per step, smoothed
         self._is_disturbed = False
         self._is_stopping = False
+        self._owes_snapshot = False
         self._out: list[Instruction] = []
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -190,9 +191,12 @@ class Coordinator:
         lost = self.workers.pop(worker)
         if not self._is_bearable(lost.reason or reason):
             return
-        if self.policy.can_replace and len(self.workers) < self._world_size:
-            self._spawn(now)
-        elif not self.workers:
+        if self.policy.can_replace:
+            if len(self.workers) < self._world_size:
+                self._spawn(now)
+        elif self.workers:
+            self._owes_snapshot = True  # nobody comes in its place, and the next loss may be the last
+        else:
             self._finish("failed", WorkerError(f"no worker is left, the last one: {lost.reason or reason}"))
             return
         if worker in self.members and self.mode in (Mode.RUNNING, Mode.EVALUATING):
@@ -350,7 +354,8 @@ class Coordinator:
             return
         # Without a step since the last checkpoint there is nothing to keep, and to wait for it would be for ever.
         is_newer = self.granted > self._snapshot_step
-        if is_newer and policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds:
+        is_due = policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds
+        if is_newer and (is_due or self._owes_snapshot):
             return
         ahead = policy.max_ahead
         if self._pace > 0.0:
@@ -377,10 +382,10 @@ class Coordinator:
             return False
         by_step = policy.checkpoint_every and step % policy.checkpoint_every == 0
         by_time = policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds
-        return bool(by_step or by_time)
+        return bool(by_step or by_time or self._owes_snapshot)
 
     def _snapshot(self, now: float) -> None:
-        self._snapshot_step, self._snapshot_time = self.committed, now
+        self._snapshot_step, self._snapshot_time, self._owes_snapshot = self.committed, now, False
         self._out.append(Snapshot(self.committed))
 
     def _watch(self, now: float) -> None:

@@ -125,6 +125,8 @@ class Service:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._is_stop_requested = False
         self._wanted: int | None = None
+        self._lost_at = 0.0  # when the first worker was lost since the last step, if any was
+        self._is_recovering = False
         launcher.attach(self._wake)
 
     def _wake(self) -> None:
@@ -181,13 +183,21 @@ class Service:
             self._is_stop_requested = False
             self._handle(e.StopRequested())
         if self._wanted is not None:
-            wanted, self._wanted = min(self._wanted, self.memory.dimensions.max_workers), None
-            self._observer.event("resized", f"{wanted} workers are wanted", workers=wanted)
-            self._handle(e.Resized(wanted))
+            wanted, self._wanted = self._wanted, None
+            self._resize(wanted)
         now = time.monotonic()
         for worker in [w for w, when in self._farewells.items() if now > when]:
             self._gone(worker)
         self._progress()
+
+    def _resize(self, wanted: int) -> None:
+        most = self.memory.dimensions.max_workers if self._launcher.can_replace else len(self._hosts.members)
+        if not 1 <= wanted <= most:
+            text = f"{wanted} workers were asked for; this run can have 1 to {most}"
+            self._observer.event("resize_refused", text, workers=wanted)
+            return
+        self._observer.event("resized", f"{wanted} workers are wanted", workers=wanted)
+        self._handle(e.Resized(wanted))
 
     def _let_in(self, worker: int, channel: Channel, hello: dict[str, Any]) -> None:
         """A worker has come in by itself: tell it the job and where the memory of its host is."""
@@ -229,6 +239,7 @@ class Service:
     def _gone(self, worker: int) -> None:
         """A worker's line has ended, or it is given up."""
         self._lost += 1
+        self._lost_at = self._lost_at or time.monotonic()
         host = self._hosts.host_of.get(worker, 0)
         if worker in self._channels:
             self._forget(worker)
@@ -356,6 +367,7 @@ class Service:
         hosts = self._hosts
         hosts.set_members(begin.members)
         self._at_rest = set()
+        self._is_recovering = self._lost_at > 0.0
         done = self._done if self._done_step == begin.step else {}
         self._observer.generation(begin.generation, begin.members, self._lost)
         granted = int(self.memory.header[GRANTED])
@@ -427,6 +439,10 @@ class Service:
         if not records:
             return
         self._observer.steps(records)
+        if self._is_recovering:
+            seconds = round(time.monotonic() - self._lost_at, 6)
+            self._observer.event("recovered", f"a step was committed {seconds:.3f} s after the loss", seconds=seconds)
+            self._is_recovering, self._lost_at = False, 0.0
         if records[0].step == self._state.first_step:
             self._observer.event("first_step", f"step {records[0].step} is committed", step=records[0].step)
 
