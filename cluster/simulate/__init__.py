@@ -2,5 +2,6 @@
 
 from cluster.simulate.hosts import Host, Hosts, SimulationError, clean
 from cluster.simulate.proxy import Proxy
+from cluster.simulate.ray_cluster import RayCluster
 
-__all__ = ["Host", "Hosts", "Proxy", "SimulationError", "clean"]
+__all__ = ["Host", "Hosts", "Proxy", "RayCluster", "SimulationError", "clean"]

@@ -11,6 +11,7 @@ imports nothing of this package.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -53,13 +54,17 @@ def main() -> int:
         request = {"command": shell, "environment": environment, "directory": environment["HOME"]}
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        line.send(bytes([number]))
+        with contextlib.suppress(OSError):  # it has just ended
+            line.send(bytes([number]))
 
     data = json.dumps(request).encode() + b"\n"
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until the command is there to get them
     sent = socket.send_fds(line, [data], [0, 1, 2])
-    line.sendall(data[sent:])
+    if sent < len(data):  # a command may have ended by now, and its line with it
+        line.sendall(data[sent:])
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     try:
         answer = line.recv(64)
     except ConnectionResetError:
@@ -69,7 +74,8 @@ def main() -> int:
         return 255
     code = int(answer)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

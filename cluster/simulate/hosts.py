@@ -273,7 +273,9 @@ class Hosts(Sequence[Host]):
         port = f"port{host.index}"
         self._ip(
             self._switch,
-            f"link add {port} type veth peer name eth0 netns {host.pid}",
+            # A machine keeps its hardware address: with a new one, the others would look for the old for seconds.
+            f"link add {port} type veth peer name eth0 address 02:00:00:00:{host.index // 256:02x}:"
+            f"{host.index % 256:02x} netns {host.pid}",
             f"link set {port} master bridge up",
         )
         self._ip(host, f"address add {host.address}/{self._length} dev eth0", "link set eth0 up")

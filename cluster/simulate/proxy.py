@@ -63,18 +63,17 @@ class Line:
                 await held.put((asyncio.get_running_loop().time() + self.delay, data))
 
         async def give_out() -> None:
-            free = 0.0
+            now, free = asyncio.get_running_loop().time, 0.0
             while True:
                 due, data = await held.get()
-                now = asyncio.get_running_loop().time()
-                await asyncio.sleep(max(due, free) - now)
+                if self.bytes_per_second:
+                    due = free = max(due, free, now()) + len(data) / self.bytes_per_second
+                await asyncio.sleep(due - now())
                 await self.open.wait()
                 if not data:
                     break
                 writer.write(self.damage(way, data))
                 await writer.drain()
-                if self.bytes_per_second:
-                    free = max(free, now) + len(data) / self.bytes_per_second
             if writer.can_write_eof():
                 writer.write_eof()
 
