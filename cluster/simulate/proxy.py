@@ -28,6 +28,14 @@ _CHUNK = 65536
 _HELD = 64  # chunks in flight per direction; more would be a buffer without an end
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection so that the other side has an error, and not the end of the stream."""
+    with contextlib.suppress(OSError):
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 class Line:
     """What is done to the bytes: shared by all connections."""
 
@@ -54,22 +62,28 @@ class Line:
 
     async def carry(self, way: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one direction of one connection to its end."""
-        held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_HELD)
+        held: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(_HELD)  # b"" is the end, None a reset
 
         async def take_in() -> None:
-            data = b"-"
+            data: bytes | None = b"-"
             while data:
-                data = await reader.read(_CHUNK)
+                try:
+                    data = await reader.read(_CHUNK)
+                except OSError:
+                    data = None
                 await held.put((asyncio.get_running_loop().time() + self.delay, data))
 
         async def give_out() -> None:
             now, free = asyncio.get_running_loop().time, 0.0
             while True:
                 due, data = await held.get()
-                if self.bytes_per_second:
+                if self.bytes_per_second and data:
                     due = free = max(due, free, now()) + len(data) / self.bytes_per_second
                 await asyncio.sleep(due - now())
                 await self.open.wait()
+                if data is None:
+                    reset(writer)
+                    return
                 if not data:
                     break
                 writer.write(self.damage(way, data))
@@ -89,10 +103,7 @@ class Line:
     def drop(self) -> None:
         """Break every connection with a reset: both ends have an error at once."""
         for writer in list(self.writers):
-            connection = writer.get_extra_info("socket")
-            with contextlib.suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+            reset(writer)
 
     def obey(self, words: list[str]) -> None:
         """Do what a control line says. Raises ValueError."""
@@ -126,12 +137,12 @@ async def relay(listen: tuple[str, int], target: tuple[str, int]) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if line.is_refusing:
-            writer.transport.abort()
+            reset(writer)
             return
         try:
             there_reader, there_writer = await asyncio.open_connection(*target)
         except OSError:
-            writer.transport.abort()
+            reset(writer)
             return
         line.writers |= {writer, there_writer}
         try:

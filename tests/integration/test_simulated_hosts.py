@@ -299,6 +299,15 @@ def test_a_relay_breaks_connections(relayed: tuple[Proxy, Conversation], hosts: 
     again.close()
 
 
+def test_a_relay_passes_on_the_end_of_a_connection(
+    relayed: tuple[Proxy, Conversation], echo: subprocess.Popen[str]
+) -> None:
+    _, talk = relayed
+    assert talk.ask("up") == "up"
+    echo.kill()
+    assert talk.ask("down") in ("closed", "ConnectionResetError", "BrokenPipeError")
+
+
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_relay_flips_one_bit_of_one_byte(relayed: tuple[Proxy, Conversation], way: str) -> None:
     proxy, talk = relayed
