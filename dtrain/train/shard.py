@@ -79,6 +79,11 @@ class _Signature:
         self.loss = np.empty((), self._loss.dtype)
         self._bound: dict[int, Bound] = {}
 
+    @property
+    def finished_at(self) -> tuple[int, ...]:
+        """For each parameter, after how many calls its gradient is there."""
+        return self._plan.finished_at[1:]
+
     def bind(self, shard: int) -> Bound:
         """Return the calls that run this shard: into its own gradient buffer, and the sum of its losses into `loss`."""
         bound = self._bound.get(shard)
