@@ -28,7 +28,8 @@ class Program:
 
     ``init(rng)`` returns a tree of float arrays; ``loss(params, batch)`` a loss per sample (n,) or the mean over the
     shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of steps, ``eval_every`` the
-    steps between evaluations (0: none). ``dtype`` is that of the parameters.
+    steps between evaluations (0: none). ``dtype`` is that of the parameters. ``overlap`` does not decide the result: whether
+    gradients travel between hosts while backward runs (None: if they are large).
     """
 
     init: Callable[[np.random.Generator], Any]
@@ -48,6 +49,7 @@ class Program:
     clip_value: float | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     shuffle: bool = True
+    overlap: bool | None = None
 
     def sampler(self) -> Sampler:
         return Sampler(len(next(iter(self.train.values()))), self.batch, self.shards, self.seed, shuffle=self.shuffle)

@@ -74,12 +74,14 @@ class Worker:
         self._message: Message | None = None
         self._connect = connect
         self.about: Message = {}
+        self.overlap: bool | None = None
 
     def run(self, prepare: Callable[[], tuple[Program, RunMemory]]) -> None:
         """Get the job and the run's memory with ``prepare``, then serve until told to stop."""
         try:
             program, self.memory = prepare()
             self.shards = ShardRunner(program, self.memory)
+            self.overlap = program.overlap
             self.settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
             self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid(), **self.about})
             with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
@@ -229,7 +231,7 @@ class Member:
         if "part" in message:
             self.first_held = tuple(map(frozenset, message["first_held"]))
             self.held = tuple(map(frozenset, message["held"]))
-            self._between = HostSum(memory, Part(**message["part"]), links, self.generation)
+            self._between = HostSum(memory, Part(**message["part"]), links, self.generation, worker.overlap)
         self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
         blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
         self._sum = SliceSum(memory.dimensions.layout, memory.gradients, memory.total, blocks)
