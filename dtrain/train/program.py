@@ -28,8 +28,8 @@ class Program:
 
     ``init(rng)`` returns a tree of float arrays; ``loss(params, batch)`` a loss per sample (n,) or the mean over the
     shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of steps, ``eval_every`` the
-    steps between evaluations (0: none). ``dtype`` is that of the parameters. ``overlap`` does not decide the result: whether
-    gradients travel between hosts while backward runs (None: if they are large).
+    steps between evaluations (0: none). ``dtype`` is that of the parameters. ``overlap`` does not decide the
+    result: whether gradients travel between hosts while backward runs (None: if they are large).
     """
 
     init: Callable[[np.random.Generator], Any]
