@@ -13,6 +13,7 @@ from dtrain.comm.layout import Layout
 from dtrain.comm.memory import Dimensions
 from dtrain.data.sampler import Sampler
 from dtrain.graph.tree import named_leaves
+from dtrain.nn.running import Running
 from dtrain.optim.rule import Rule
 from dtrain.optim.schedules import Schedule
 
@@ -26,9 +27,9 @@ INIT_STREAM = int.from_bytes(b"init", "big")
 class Program:
     """A job after everything named in its spec was made.
 
-    ``init(rng)`` returns a tree of float arrays; ``loss(params, batch)`` a loss per sample (n,) or the mean over the
-    shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of steps, ``eval_every`` the
-    steps between evaluations (0: none). ``dtype`` is that of the parameters.
+    ``init(rng)`` returns a tree of float arrays (running values marked); ``loss(params, batch)`` a loss per sample (n,)
+    or the mean over the shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of
+    steps, ``eval_every`` the steps between evaluations (0: none). ``dtype`` is that of the parameters.
     """
 
     init: Callable[[np.random.Generator], Any]
@@ -57,7 +58,10 @@ class Program:
         return self.init(np.random.Generator(np.random.Philox(key=np.array([self.seed, INIT_STREAM], np.uint64))))
 
     def layout(self, parameters: Any) -> Layout:
-        return Layout.of([(n, np.asarray(a)) for n, a in named_leaves(parameters)], self.dtype)
+        """The layout of the tree that ``init`` returns; leaves marked with ``dtrain.nn.running`` are running values."""
+        leaves = named_leaves(parameters)
+        running = [(i, leaf.momentum) for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Running)]
+        return Layout.of([(n, np.asarray(a)) for n, a in leaves], self.dtype, running)
 
 
 def dimensions(program: Program, layout: Layout, max_workers: int) -> Dimensions:
