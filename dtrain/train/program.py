@@ -27,9 +27,9 @@ INIT_STREAM = int.from_bytes(b"init", "big")
 class Program:
     """A job after everything named in its spec was made.
 
-    ``init(rng)`` returns a tree of float arrays (running values marked); ``loss(params, batch)`` a loss per sample (n,)
-    or the mean over the shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of
-    steps, ``eval_every`` the steps between evaluations (0: none). ``dtype`` is that of the parameters.
+    ``init(rng)`` returns a tree of float arrays; ``loss(params, batch)`` a loss per sample (n,) or the mean over the
+    shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of steps, ``eval_every`` the
+    steps between evaluations (0: none). ``dtype`` is that of the parameters.
     """
 
     init: Callable[[np.random.Generator], Any]
