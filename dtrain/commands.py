@@ -74,7 +74,7 @@ def resume(
     """Go on with a run from its newest valid checkpoint, with any number of workers."""
     count = _workers(workers)
     if detach or wait or address not in (None, "local"):
-        _started(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json)
+        _follow_up(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json)
         return
     path = find_run(job_id).path
     _finish(resume_job(path, workers=count, zygote=context.obj, is_quiet=quiet, on_start=_say), as_json)
@@ -109,7 +109,7 @@ def submit(
     """Start a job in the background, on this machine or on a Ray cluster, and print its ID."""
     job = load_spec(spec, _overrides(overrides, name=name, workers=_workers(workers)))
     jobs = _jobs(address)
-    _started(jobs, jobs.submit(job), wait, as_json)
+    _follow_up(jobs, jobs.submit(job), wait, as_json)
 
 
 @app.command("list")
@@ -243,7 +243,7 @@ def _jobs(address: str | None, job_id: str | None = None) -> Jobs:
     return RayJobs(address)
 
 
-def _started(jobs: Jobs, job: Job, wait: bool, as_json: bool) -> None:
+def _follow_up(jobs: Jobs, job: Job, wait: bool, as_json: bool) -> None:
     """Say how to go on with a job that was just started, or follow it to its end."""
     if not wait:
         print(json.dumps(job.to_json()) if as_json else job.id)

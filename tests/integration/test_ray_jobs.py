@@ -230,8 +230,12 @@ def test_what_cannot_run_is_one_line_and_starts_nothing(cluster, there, monkeypa
     assert "no such job of dtrain" in one_line(dtrain("status", "nobody"), 2)
     assert json.loads(dtrain("list", "--json").stdout) == before
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(there / "gone"))
-    assert "RAY_AUTH_TOKEN_PATH is set but" in one_line(dtrain("list"), 2)
+    assert "RAY_AUTH_TOKEN_PATH: " in one_line(dtrain("list"), 2)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("HOME", str(there))  # which may hold a token
+    for address in (cluster.address, "auto"):
+        line = one_line(dtrain("list", "--address", address), 2)
+        assert line.endswith("RAY_AUTH_MODE is token, but there is none; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "not-the-token")
     line = one_line(dtrain("list"), 2)
     assert "the cluster refuses the token" in line
