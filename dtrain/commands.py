@@ -74,7 +74,7 @@ def resume(
     """Go on with a run from its newest valid checkpoint, with any number of workers."""
     count = _workers(workers)
     if detach or wait or address not in (None, "local"):
-        _follow_up(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json)
+        _follow_up(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json, address)
         return
     path = find_run(job_id).path
     _finish(resume_job(path, workers=count, zygote=context.obj, is_quiet=quiet, on_start=_say), as_json)
@@ -109,7 +109,7 @@ def submit(
     """Start a job in the background, on this machine or on a Ray cluster, and print its ID."""
     job = load_spec(spec, _overrides(overrides, name=name, workers=_workers(workers)))
     jobs = _jobs(address)
-    _follow_up(jobs, jobs.submit(job), wait, as_json)
+    _follow_up(jobs, jobs.submit(job), wait, as_json, address)
 
 
 @app.command("list")
@@ -243,18 +243,19 @@ def _jobs(address: str | None, job_id: str | None = None) -> Jobs:
     return RayJobs(address)
 
 
-def _follow_up(jobs: Jobs, job: Job, wait: bool, as_json: bool) -> None:
+def _follow_up(jobs: Jobs, job: Job, wait: bool, as_json: bool, address: str | None) -> None:
     """Say how to go on with a job that was just started, or follow it to its end."""
+    name = job.id if address is None else f"{job.id} --address {address}"
     if not wait:
         print(json.dumps(job.to_json()) if as_json else job.id)
-        _say(f"follow it with dtrain logs -f {job.id}\nstop it with dtrain stop {job.id}")
+        _say(f"follow it with dtrain logs -f {name}\nstop it with dtrain stop {name}")
         return
     _say(job.id)
     try:
         for piece in jobs.log(job.id, follow=True, start=job.log_start):
             print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
-        _say(f"\nthe job goes on; stop it with dtrain stop {job.id}")
+        _say(f"\nthe job goes on; stop it with dtrain stop {name}")
         raise
     job = jobs.get(job.id)
     if as_json:
