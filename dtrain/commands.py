@@ -184,13 +184,13 @@ def pack(
     hold: Annotated[bool, typer.Option(help="Wait for SIGTERM at the end, then empty standard output's file.")] = False,
 ) -> None:
     """Write a run directory to standard output, as lines of text: the other half of fetch."""
-    from contextlib import nullcontext
+    from dtrain.jobs import parcel
 
-    from dtrain.jobs.parcel import held
-    from dtrain.jobs.parcel import pack as write
-
-    with held() if hold else nullcontext():
-        write(run_dir, checkpoints, print)
+    if hold:
+        parcel.keep_stop_waiting()
+    size = parcel.pack(run_dir, checkpoints, print)
+    if hold:
+        parcel.empty_when_stopped(size)
 
 
 @app.command()
