@@ -75,7 +75,9 @@ class Ranks:
         if "door" not in said:
             return int(said["exit_code"])
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # mpirun sends them to all ranks; the first one stops the run in order
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # mpirun sends them to all ranks; the first one stops the run in order
         work([tuple(a) for a in said["door"]], said["token"].encode(), {"rank": self.world.rank}, self.connect)
         return 0
 
