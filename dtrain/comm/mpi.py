@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,14 @@ class MpiLinks:
         return self._keys[0][0] if self._keys else self._host
 
     def close(self) -> None:
+        # What is not over is given up: its rank is gone, or has given it up as well.
         for request in self._receives:
-            request.Cancel()
-            request.Free()
+            with suppress(MPI.Exception):
+                if request != MPI.REQUEST_NULL:
+                    request.Cancel()
+                    request.Free()
         for request in self._sends:
-            if not request.Test():
-                request.Free()
+            with suppress(MPI.Exception):
+                if request != MPI.REQUEST_NULL and not request.Test():
+                    request.Free()
         self._receives, self._sends, self._keys = [], [], []

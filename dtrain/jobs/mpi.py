@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,11 +76,17 @@ class Ranks:
         if "door" not in said:
             return int(said["exit_code"])
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # mpirun sends them to all ranks; the first one stops the run in order
-        work([tuple(a) for a in said["door"]], said["token"].encode(), {"rank": self.world.rank}, self.connect)
+            signal.signal(number, signal.SIG_IGN)  # mpirun sends them to all; rank 0 stops the run
+        word = work([tuple(a) for a in said["door"]], said["token"].encode(), {"rank": self.world.rank}, self.connect)
+        if not word or word["lost"]:
+            self.leave(0 if word else 3)
         return 0
+
+    def leave(self, code: int) -> None:
+        """End this process without a word to MPI, which might wait for ever for the ranks that were lost."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     def connect(self, worker: Worker, message: Message) -> Links:
         """Make the lines to the first ranks of the other hosts; a worker's number is its rank."""

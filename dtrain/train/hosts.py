@@ -158,7 +158,7 @@ class Hosts:
     def begin(self, generation: int, step: int, first: int, coefficients: Sequence[Sequence[float]]) -> None:
         """Set the words of every host for a generation at ``step``; give the state to who has not got it.
 
-        ``coefficients`` are those of the granted steps from ``first`` on, for who is new.
+        ``coefficients`` are those of the granted steps from ``first`` on.
         """
         self.local.begin(generation, step)
         memory = self.local.memory
@@ -174,8 +174,8 @@ class Hosts:
                         for array in (memory.parameters, memory.state):
                             channel.send_array(array, _STATE_SECONDS)
                     channel.send({"type": "host_begin", "generation": generation, "step": step, "ranks": ranks})
-                    if not host.is_current:
-                        channel.send({"type": "host_grant", "first": first, "coefficients": coefficients})
+                    # Also to who was there: a grant may have gone to a speaker that died before it had read it.
+                    channel.send({"type": "host_grant", "first": first, "coefficients": coefficients})
                     host.is_current = True
 
     def halt(self, generation: int) -> None:

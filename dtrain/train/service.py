@@ -240,6 +240,7 @@ class Service:
     def _gone(self, worker: int) -> None:
         """A worker's line has ended, or it is given up."""
         self._lost += 1
+        self._launcher.has_lost = True
         self._lost_at = self._lost_at or time.monotonic()
         host = self._hosts.host_of.get(worker, 0)
         if worker in self._channels:
@@ -538,7 +539,7 @@ class Service:
     def _close(self) -> None:
         """Let the workers go, kill who does not, and give everything back."""
         self._hosts.halt(FOREVER)
-        self._send({w: {"type": "stop"} for w in self._channels})
+        self._send({w: {"type": "stop", "lost": self._lost} for w in self._channels})
         self._listen(set(self._channels), lambda message: False)
         self._launcher.close()
         for worker in list(self._channels):

@@ -74,6 +74,7 @@ class Worker:
         self._message: Message | None = None
         self._connect = connect
         self.about: Message = {}
+        self.farewell: Message = {}
         self.overlap: bool | None = None
 
     def run(self, prepare: Callable[[], tuple[Program, RunMemory]]) -> None:
@@ -88,6 +89,7 @@ class Worker:
                 while True:
                     message = self._next_message()
                     if message is not None and message["type"] == "stop":
+                        self.farewell = message
                         return
                     if message is not None and message["type"] == "begin":
                         self._generation(message)

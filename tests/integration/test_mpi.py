@@ -14,9 +14,12 @@ import pytest
 import yaml
 
 from tests.backends import FLAVOURS, mpirun, run_mpi
-from tests.support import DIGITS, ROOT, command, dtrain, events_of, result_of, wait_until
+from tests.support import DIGITS, ROOT, command, dtrain, ended, events_of, popen, result_of, wait_until  # noqa: F401
 
 ULFM = ("--with-ft", "ulfm")
+
+
+pytestmark = pytest.mark.usefixtures("ended")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def undisturbed(long_job: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def start(flavour: str, ranks: int, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
     line = mpirun(flavour, ranks, *arguments, "-q", **options)
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    return popen(line, env=environment, cwd=ROOT)
 
 
 def pids(run: Path) -> dict[int, int]:
@@ -156,7 +159,7 @@ def test_a_killed_rank_ends_the_job_with_a_checkpoint_kept(flavour: str, long_jo
 def test_launch_brings_a_killed_rank_back(long_job: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     line = command("launch", "mpi", "-n", 2, "--max-restarts", 2, long_job, "-q", "--run-dir", run)
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = popen(line)
     wait_until(lambda: has_checkpoint(run))
     os.kill(pids(run)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
@@ -169,7 +172,7 @@ def test_launch_brings_a_killed_rank_back(long_job: Path, undisturbed: dict[str,
 def test_launch_without_restarts_says_how_to_go_on(long_job: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     line = command("launch", "mpi", "-n", 2, long_job, "-q", "--run-dir", run)
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = popen(line)
     wait_until(lambda: has_checkpoint(run))
     os.kill(pids(run)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from tests.backends import RayHead, ray_head
-from tests.support import DIGITS, command, dtrain, events_of, result_of, wait_until
+from tests.support import DIGITS, command, dtrain, ended, events_of, popen, result_of, wait_until  # noqa: F401
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("ended")]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def undisturbed(job: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def start(head: RayHead, *arguments: object) -> subprocess.Popen[str]:
     line = [*command(*arguments, "-q"), "--backend", "ray", "--address", head.address]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=head.environment)
+    return popen(line, env=head.environment)
 
 
 def alive(run: Path) -> dict[int, int]:
