@@ -75,7 +75,7 @@ class HostSum:
         memory, links, part = self._memory, self._links, self._part
         words, header, slot = memory.arrived_words, memory.header_words, step % RING
         for rank in range(1, part.ranks):
-            self._wait(rank * ROW_WORDS + PARTIAL, step + 1)
+            self._wait(rank * ROW_WORDS + PARTIAL, step + 1, idle)
         schedule = self._schedule(held, present)
         schedule.start(links, step)
         while schedule.is_waiting or not links.is_sent():
@@ -92,7 +92,7 @@ class HostSum:
                 header[COMPLETE] = step + 1
                 schedule.announce(links)
 
-    def _wait(self, word: int, value: int) -> None:
+    def _wait(self, word: int, value: int, idle: Callable[[], None]) -> None:
         words, turns = self._memory.arrived_words, 0
         while words[word] < value:
             if self._memory.header_words[HALT] >= self._generation:
@@ -101,6 +101,8 @@ class HostSum:
             if turns < _YIELDS:
                 os.sched_yield()
             else:
+                if turns % 1000 == 0:
+                    idle()
                 time.sleep(100e-6)
 
     def _schedule(self, held: Held, present: tuple[int, ...]) -> _Schedule:
@@ -198,7 +200,6 @@ class _Schedule:
         self._nothing = np.empty(0, np.uint8)
         self._own_losses = sorted(self._held[part.host] & set(self._present))
         self._frames = {peer: len(self.subtrees[peer]) for peer in self._peers}
-        self._needed = sum(self._frames.values())
 
     def start(self, links: Links, step: int) -> None:
         """Post what will be received, and send what is there."""
