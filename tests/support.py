@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 
 from dtrain.comm.threads import one_blas_thread
+from dtrain.jobs.backend import make_launcher
 from dtrain.jobs.build import build
 from dtrain.jobs.payload import spec_payload
-from dtrain.jobs.backend import make_launcher
 from dtrain.jobs.spec import JobSpec, parse_spec
 from dtrain.train.numerics import numerics_class
 from dtrain.train.observer import Observer
