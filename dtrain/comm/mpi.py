@@ -27,6 +27,7 @@ class World:
         self.comm = MPI.COMM_WORLD.Dup()
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.unfinished: list[Any] = []  # requests of generations that were halted in the middle
 
     def broadcast(self, content: bytes) -> bytes:
         """Return rank 0's ``content`` on every rank."""
@@ -59,7 +60,7 @@ class MpiLinks:
     """Links to the ranks ``leaders``, one a host, of which this process is number ``host``."""
 
     def __init__(self, world: World, generation: int, leaders: Sequence[int], host: int) -> None:
-        self._comm, self._leaders, self._host = world.comm, tuple(leaders), host
+        self._world, self._comm, self._leaders, self._host = world, world.comm, tuple(leaders), host
         self._tag = (generation % _GENERATIONS) * len(Kind)
         self._receives: list[Any] = []
         self._keys: list[tuple[int, Kind]] = []
@@ -81,14 +82,8 @@ class MpiLinks:
         turns, deadline = 0, 0.0
         try:
             while True:
-                found = MPI.Request.Testsome(self._receives) or []
-                if found:
-                    arrived = sorted(found)
-                    keys = [self._keys[i] for i in arrived]
-                    gone = set(arrived)
-                    self._receives = [r for i, r in enumerate(self._receives) if i not in gone]
-                    self._keys = [k for i, k in enumerate(self._keys) if i not in gone]
-                    return keys
+                if MPI.Request.Testsome(self._receives) and (found := self._in_order()):
+                    return found
                 if not self._receives and self.is_sent():
                     return []
                 turns += 1
@@ -100,6 +95,23 @@ class MpiLinks:
                         return []
         except MPI.Exception as error:
             raise LinkLost(self._first_missing(), error.Get_error_string()) from None
+
+    def _in_order(self) -> list[tuple[int, Kind]]:
+        """Take out what has arrived, unless an earlier frame of its host and kind has not.
+
+        MPI matches frames in order, but a short one may be complete before a long one that was sent first.
+        """
+        found, receives, keys = [], [], []
+        missing: set[tuple[int, Kind]] = set()
+        for request, key in zip(self._receives, self._keys, strict=True):
+            if request == MPI.REQUEST_NULL and key not in missing:
+                found.append(key)
+            else:
+                receives.append(request)
+                keys.append(key)
+                missing.add(key)
+        self._receives, self._keys = receives, keys
+        return found
 
     def is_sent(self) -> bool:
         try:
@@ -114,9 +126,15 @@ class MpiLinks:
 
     def close(self) -> None:
         for request in self._receives:
-            request.Cancel()
-            request.Free()
-        for request in self._sends:
-            if not request.Test():
-                request.Free()
+            if request != MPI.REQUEST_NULL:
+                request.Cancel()
+        # What is on its way can be neither taken back nor refused: its buffers have to stay until MPI is done.
+        self._world.unfinished += [r for r in (*self._receives, *self._sends) if not _is_over(r)]
         self._receives, self._sends, self._keys = [], [], []
+
+
+def _is_over(request: Any) -> bool:
+    try:
+        return bool(request.Test())
+    except MPI.Exception:  # it ended with an error
+        return True
