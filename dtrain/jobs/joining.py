@@ -109,9 +109,11 @@ def work(addresses: Sequence[Address], token: bytes, hello: dict[str, Any], conn
         program = build(JobSpec.model_validate(welcome["spec"]), check=False)
         layout = program.layout(program.initial_parameters())
         where = welcome["memory"]
-        memory = RunMemory(
-            dimensions(program, layout, welcome["max_workers"]), None if where is None else open_memory(*where)
-        )
+        try:
+            descriptor = None if where is None else open_memory(*where)
+        except FileNotFoundError:  # who held it has died meanwhile: this worker is lost too, and another one comes
+            raise ChannelClosed from None
+        memory = RunMemory(dimensions(program, layout, welcome["max_workers"]), descriptor)
         if welcome["is_remote"]:
             agent.attend(Host(program, memory))
             worker.about = {"memory": [os.getpid(), memory.fd]}
