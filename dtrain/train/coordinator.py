@@ -363,11 +363,9 @@ class Coordinator:
         is_due = policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds
         if is_newer and (is_due or self._owes_snapshot):
             return
-        ahead = policy.max_ahead
+        ahead = 2  # until the length of an undisturbed step is known
         if self._pace > 0.0:
-            ahead = max(2, min(ahead, int(policy.ahead_seconds / self._pace)))
-        elif self.committed == policy.first_step:
-            ahead = 2
+            ahead = max(ahead, min(policy.max_ahead, int(policy.ahead_seconds / self._pace)))
         limit = min(self.committed + ahead, policy.steps)
         for every in (policy.eval_every, policy.checkpoint_every):
             if every:
