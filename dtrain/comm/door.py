@@ -12,6 +12,7 @@ import json
 import secrets
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,28 +37,28 @@ def new_token() -> bytes:
 
 def authenticate(connection: socket.socket, token: bytes, label: bytes, hello: bytes) -> None:
     """Knock: prove that we know the token, check that the other side does, and say ``hello``. Raises DoorError."""
-    connection.settimeout(HANDSHAKE_SECONDS)
+    deadline = _deadline(connection)
     own = secrets.token_bytes(_NONCE_BYTES)
     connection.sendall(own)
-    theirs = _exactly(connection, _NONCE_BYTES)
+    theirs = _exactly(connection, _NONCE_BYTES, deadline)
     connection.sendall(_proof(token, label, b"knock", own, theirs))
     connection.sendall(len(hello).to_bytes(4, "little") + hello)
-    if not hmac.compare_digest(_exactly(connection, 32), _proof(token, label, b"open", own, theirs)):
+    if not hmac.compare_digest(_exactly(connection, 32, deadline), _proof(token, label, b"open", own, theirs)):
         raise DoorError("it does not know the token of this job")
 
 
 def recognise(connection: socket.socket, token: bytes, label: bytes) -> bytes:
     """Open: check that the other side knows the token, prove that we do, and return its hello. Raises DoorError."""
-    connection.settimeout(HANDSHAKE_SECONDS)
+    deadline = _deadline(connection)
     own = secrets.token_bytes(_NONCE_BYTES)
     connection.sendall(own)
-    theirs = _exactly(connection, _NONCE_BYTES)
-    if not hmac.compare_digest(_exactly(connection, 32), _proof(token, label, b"knock", theirs, own)):
+    theirs = _exactly(connection, _NONCE_BYTES, deadline)
+    if not hmac.compare_digest(_exactly(connection, 32, deadline), _proof(token, label, b"knock", theirs, own)):
         raise DoorError("it does not know the token of this job")
-    length = int.from_bytes(_exactly(connection, 4), "little")
+    length = int.from_bytes(_exactly(connection, 4, deadline), "little")
     if length > _LONGEST_HELLO:
         raise DoorError(f"a hello of {length} bytes")
-    hello = _exactly(connection, length)
+    hello = _exactly(connection, length, deadline)
     connection.sendall(_proof(token, label, b"open", theirs, own))
     return hello
 
@@ -66,10 +67,17 @@ def _proof(token: bytes, label: bytes, side: bytes, knocker: bytes, opener: byte
     return hmac.digest(token, b"dtrain " + side + b" " + label + b"\0" + knocker + opener, "sha256")
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _deadline(connection: socket.socket) -> float:
+    """Until when the whole handshake has to be over, also if the other side says a byte now and then."""
+    connection.settimeout(HANDSHAKE_SECONDS)
+    return time.monotonic() + HANDSHAKE_SECONDS
+
+
+def _exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
     data = b""
     while len(data) < count:
         try:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
             part = connection.recv(count - len(data))
         except TimeoutError:
             raise DoorError(f"no answer within {HANDSHAKE_SECONDS:g} s") from None
@@ -80,14 +88,20 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 class Door:
-    """Lets workers in by listening on ``hosts``: loopback alone, or also the addresses by which other hosts reach us.
+    """Lets in who knows ``token`` and ``label``, by listening on ``hosts``: loopback, or addresses of this host.
 
-    Each visitor is recognised in a thread, so that one who says nothing holds nobody up; then ``visit(channel, hello)``
-    is called in that thread.
+    Each visitor is recognised in a thread, so that one who says nothing holds nobody up; then
+    ``visit(connection, hello)`` is called in that thread.
     """
 
-    def __init__(self, token: bytes, hosts: Sequence[str], visit: Callable[[Channel, dict[str, Any]], None]) -> None:
-        self._token, self._visit = token, visit
+    def __init__(
+        self,
+        token: bytes,
+        hosts: Sequence[str],
+        visit: Callable[[socket.socket, dict[str, Any]], None],
+        label: bytes = b"worker",
+    ) -> None:
+        self._token, self._visit, self._label = token, visit, label
         self._sockets = [socket.create_server((host, 0), backlog=128) for host in hosts]
         self.addresses: list[Address] = [s.getsockname()[:2] for s in self._sockets]
         for listener in self._sockets:
@@ -105,12 +119,12 @@ class Door:
 
     def _open(self, connection: socket.socket) -> None:
         try:
-            hello = json.loads(recognise(connection, self._token, b"worker"))
+            hello = json.loads(recognise(connection, self._token, self._label))
         except (DoorError, OSError, ValueError):
             connection.close()
             return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._visit(Channel(connection), hello)
+        self._visit(connection, hello)
 
     def close(self) -> None:
         """Let nobody else in."""

@@ -98,7 +98,7 @@ class HostSum:
         ``idle`` is called now and then while this host waits; it may raise.
         """
         for rank in range(1, self._part.ranks):
-            self._wait(rank * ROW_WORDS + PARTIAL, step + 1)
+            self._wait(rank * ROW_WORDS + PARTIAL, step + 1, idle)
         schedule = self._schedule(held, present)
         self._exchange(schedule, step, idle, lambda: len(self.buckets), _PATIENCE_SECONDS)
 
@@ -159,7 +159,7 @@ class HostSum:
                 header[COMPLETE] = step + 1
                 schedule.announce(links)
 
-    def _wait(self, word: int, value: int) -> None:
+    def _wait(self, word: int, value: int, idle: Callable[[], None]) -> None:
         words, turns = self._memory.arrived_words, 0
         while words[word] < value:
             if self._memory.header_words[HALT] >= self._generation:
@@ -168,6 +168,8 @@ class HostSum:
             if turns < _YIELDS:
                 os.sched_yield()
             else:
+                if turns % 1000 == 0:
+                    idle()
                 time.sleep(100e-6)
 
     def _schedule(self, held: Held, present: tuple[int, ...]) -> _Schedule:
@@ -262,7 +264,6 @@ class _Schedule:
         self._nothing = np.empty(0, np.uint8)
         self._own_losses = sorted(self._held[part.host] & set(self._present))
         self._frames = {peer: len(self.subtrees[peer]) for peer in self._peers}
-        self._needed = sum(self._frames.values())
 
     def start(self, links: Links, step: int) -> None:
         """Post what will be received, and send what is there."""

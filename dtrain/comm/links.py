@@ -4,27 +4,30 @@ Every frame says generation, step and kind and carries a checksum of its content
 generation garbles is found and never added. Frames of one kind arrive in the order in which they were sent; a receiver
 posts, for each kind, where the next ones go. Nothing is pickled, and nothing is copied but what is too small to matter.
 
-Lines belong to one generation: `listen` and `connect` make them anew, authenticated with the job's token. What goes
+Lines belong to one generation: a ``Meeting`` makes them anew, authenticated with the job's token. What goes
 wrong with one is ``LinkLost``; the coordinator then ends the generation, and the gradients are sent again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import queue
 import select
 import socket
 import struct
+import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dtrain.comm.door import DoorError, authenticate, recognise
+from dtrain.comm.door import Door, DoorError, authenticate
 
 _HEADER = struct.Struct("<4sIQHHIQ")  # magic, generation, step, kind, 0, bytes, checksum; then its own CRC
 _CRC = struct.Struct("<I")
@@ -33,6 +36,7 @@ _MAGIC = b"dtrn"
 _STAGE_BYTES = 1 << 16
 _SOCKET_BYTES = 4 << 20
 _SPINS = 40
+_PATIENCE_SECONDS = 0.05
 CONNECT_SECONDS = 10.0
 
 
@@ -267,63 +271,71 @@ def _bytes_of(buffer: NDArray[np.generic]) -> memoryview:
 
 
 class Meeting:
-    """Where a host waits for the lines of the others in one generation: a listening socket, for as long as it takes.
+    """Where a host waits for the lines of the others in one generation: a door of its own, for as long as it takes.
 
-    Host i is connected to by every host after it, and connects to every host before it.
+    Host i is connected to by every host after it, and connects to every host before it. All that may take long is done
+    by threads, so that a silent host or a stranger holds nobody up.
     """
 
     def __init__(self, address: str, token: bytes, generation: int, index: int) -> None:
-        self._token, self._generation, self._index = token, generation, index
-        self._socket = socket.create_server((address, 0), backlog=64)
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self._token, self._index = token, index
+        self._label = f"link {generation}".encode()  # nobody of another generation is let in
+        self._generation = generation
+        self._found: queue.SimpleQueue[tuple[int, socket.socket | LinkLost]] = queue.SimpleQueue()
+        self._door = Door(token, [address], self._visit, self._label)
+        self.address = self._door.addresses[0]
+
+    def _visit(self, connection: socket.socket, hello: dict[str, Any]) -> None:
+        self._found.put((int(hello["host"]), connection))
 
     def links(self, addresses: Sequence[tuple[str, int]], idle: Callable[[], None]) -> TcpLinks:
-        """Connect to all others, whose ``addresses`` are in order; ``idle`` is called now and then and may raise."""
-        label = f"link {self._generation}".encode()
+        """Connect to all others, whose ``addresses`` are in order; ``idle`` is called now and then and may raise.
+
+        Raises LinkLost.
+        """
+        deadline = time.monotonic() + CONNECT_SECONDS
+        for host in range(self._index):
+            threading.Thread(
+                target=self._connect, args=(host, addresses[host]), name="dtrain meeting", daemon=True
+            ).start()
+        missing = {h for h in range(len(addresses)) if h != self._index}
         found: dict[int, socket.socket] = {}
         try:
-            deadline = time.monotonic() + CONNECT_SECONDS
-            for host in range(self._index):
-                connection = _connect(host, addresses[host], deadline)
-                try:
-                    authenticate(connection, self._token, label, str(self._index).encode())
-                except (DoorError, OSError) as error:
-                    connection.close()
-                    raise LinkLost(host, f"it does not answer as one of this job: {error}") from None
-                found[host] = connection
-            missing = set(range(self._index + 1, len(addresses)))
-            self._socket.settimeout(0.05)
             while missing:
                 idle()
                 if time.monotonic() > deadline:
                     raise LinkLost(min(missing), f"no connection within {CONNECT_SECONDS:g} s")
-                try:
-                    connection, _ = self._socket.accept()
-                except TimeoutError:
-                    continue
-                try:
-                    said = recognise(connection, self._token, label)
-                except (DoorError, OSError):
-                    connection.close()  # a stranger, or somebody of another generation
-                    continue
-                host = int(said)
-                found[host] = connection
-                missing.discard(host)
+                with contextlib.suppress(queue.Empty):
+                    host, connection = self._found.get(timeout=_PATIENCE_SECONDS)
+                    if isinstance(connection, LinkLost):
+                        raise connection
+                    if host in missing:
+                        found[host] = connection
+                        missing.discard(host)
+                    else:
+                        connection.close()
         except BaseException:
             for connection in found.values():
                 connection.close()
             raise
         finally:
-            self._socket.close()
+            self.close()
         return TcpLinks(self._generation, found)
 
+    def _connect(self, host: int, address: tuple[str, int]) -> None:
+        try:
+            connection = socket.create_connection(address, timeout=CONNECT_SECONDS)
+        except OSError as error:
+            self._found.put((host, LinkLost(host, f"{address[0]}:{address[1]} cannot be reached: {error}")))
+            return
+        try:
+            authenticate(connection, self._token, self._label, json.dumps({"host": self._index}).encode())
+        except (DoorError, OSError) as error:
+            connection.close()
+            self._found.put((host, LinkLost(host, f"it does not answer as one of this job: {error}")))
+            return
+        self._found.put((host, connection))
+
     def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
-
-
-def _connect(host: int, address: tuple[str, int], deadline: float) -> socket.socket:
-    try:
-        return socket.create_connection((address[0], address[1]), timeout=max(0.1, deadline - time.monotonic()))
-    except OSError as error:
-        raise LinkLost(host, f"{address[0]}:{address[1]} cannot be reached: {error}") from None
+        """Let nobody else in."""
+        self._door.close()

@@ -28,6 +28,7 @@ class World:
         self.comm = MPI.COMM_WORLD.Dup()
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.unfinished: list[Any] = []  # requests of generations that were halted in the middle
 
     def broadcast(self, content: bytes) -> bytes:
         """Return rank 0's ``content`` on every rank."""
@@ -60,10 +61,11 @@ class MpiLinks:
     """Links to the ranks ``leaders``, one a host, of which this process is number ``host``."""
 
     def __init__(self, world: World, generation: int, leaders: Sequence[int], host: int) -> None:
-        self._comm, self._leaders, self._host = world.comm, tuple(leaders), host
+        self._world, self._comm, self._leaders, self._host = world, world.comm, tuple(leaders), host
         self._tag = (generation % _GENERATIONS) * len(Kind)
         self._receives: list[Any] = []
         self._keys: list[tuple[int, Kind]] = []
+        self._sizes: list[int] = []
         self._sends: list[Any] = []
         self.bytes_sent = 0
 
@@ -73,6 +75,7 @@ class MpiLinks:
     def receive(self, host: int, kind: Kind, buffer: NDArray[np.generic]) -> None:
         self._receives.append(self._comm.Irecv([buffer, MPI.BYTE], self._leaders[host], self._tag + kind))
         self._keys.append((host, kind))
+        self._sizes.append(buffer.nbytes)
 
     def send(self, host: int, kind: Kind, buffer: NDArray[np.generic]) -> None:
         self._sends.append(self._comm.Isend([buffer, MPI.BYTE], self._leaders[host], self._tag + kind))
@@ -80,27 +83,55 @@ class MpiLinks:
 
     def progress(self, step: int, timeout_seconds: float) -> list[tuple[int, Kind]]:
         turns, deadline = 0, 0.0
-        try:
-            while True:
-                found = MPI.Request.Testsome(self._receives) or []
-                if found:
-                    arrived = sorted(found)
-                    keys = [self._keys[i] for i in arrived]
-                    gone = set(arrived)
-                    self._receives = [r for i, r in enumerate(self._receives) if i not in gone]
-                    self._keys = [k for i, k in enumerate(self._keys) if i not in gone]
-                    return keys
-                if not self._receives and self.is_sent():
+        while True:
+            if self._test() and (found := self._in_order()):
+                return found
+            if not self._receives and self.is_sent():
+                return []
+            turns += 1
+            if turns > _SPINS:
+                os.sched_yield()
+                if not deadline:
+                    deadline = time.monotonic() + timeout_seconds
+                elif time.monotonic() > deadline:
                     return []
-                turns += 1
-                if turns > _SPINS:
-                    os.sched_yield()
-                    if not deadline:
-                        deadline = time.monotonic() + timeout_seconds
-                    elif time.monotonic() > deadline:
-                        return []
+
+    def _test(self) -> bool:
+        """Let MPI work; whether anything has arrived, which is then of the size that is expected. Raises LinkLost."""
+        statuses: list[Any] = []
+        try:
+            arrived = MPI.Request.Testsome(self._receives, statuses) or []
         except MPI.Exception as error:
+            for status in statuses:
+                if status.Get_error() not in (MPI.SUCCESS, MPI.ERR_PENDING):
+                    kind = Kind((status.Get_tag() - self._tag) % len(Kind))
+                    reason = MPI.Get_error_string(status.Get_error()).splitlines()[0]
+                    raise LinkLost(self._leaders.index(status.Get_source()), f"{kind.name} frame: {reason}") from None
             raise LinkLost(self._first_missing(), error.Get_error_string()) from None
+        for index, status in zip(arrived, statuses, strict=True):
+            size, expected = status.Get_count(MPI.BYTE), self._sizes[index]
+            if size != expected:
+                host, kind = self._keys[index]
+                raise LinkLost(host, f"a {kind.name} frame of {size} bytes where {expected} are expected")
+        return bool(arrived)
+
+    def _in_order(self) -> list[tuple[int, Kind]]:
+        """Take out what has arrived, unless an earlier frame of its host and kind has not.
+
+        MPI matches frames in order, but a short one may be complete before a long one that was sent first.
+        """
+        found, receives, keys, sizes = [], [], [], []
+        missing: set[tuple[int, Kind]] = set()
+        for request, key, size in zip(self._receives, self._keys, self._sizes, strict=True):
+            if request == MPI.REQUEST_NULL and key not in missing:
+                found.append(key)
+            else:
+                receives.append(request)
+                keys.append(key)
+                sizes.append(size)
+                missing.add(key)
+        self._receives, self._keys, self._sizes = receives, keys, sizes
+        return found
 
     def is_sent(self) -> bool:
         try:
@@ -119,9 +150,13 @@ class MpiLinks:
             with suppress(MPI.Exception):
                 if request != MPI.REQUEST_NULL:
                     request.Cancel()
-                    request.Free()
-        for request in self._sends:
-            with suppress(MPI.Exception):
-                if request != MPI.REQUEST_NULL and not request.Test():
-                    request.Free()
-        self._receives, self._sends, self._keys = [], [], []
+        # What is on its way can be neither taken back nor refused: its buffers have to stay until MPI is done.
+        self._world.unfinished += [r for r in (*self._receives, *self._sends) if not _is_over(r)]
+        self._receives, self._sends, self._keys, self._sizes = [], [], [], []
+
+
+def _is_over(request: Any) -> bool:
+    try:
+        return bool(request.Test())
+    except MPI.Exception:  # it ended with an error
+        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -49,8 +50,8 @@ class JoiningLauncher(Launcher):
     def spans_hosts(self) -> bool:  # type: ignore[override]
         return self._addresses[0] != LOOPBACK
 
-    def _visit(self, channel: Channel, hello: dict[str, Any]) -> None:
-        self._arrived.put((channel, hello))
+    def _visit(self, connection: socket.socket, hello: dict[str, Any]) -> None:
+        self._arrived.put((Channel(connection), hello))
         self._wake()
 
     def attach(self, wake: Callable[[], None]) -> None:
@@ -108,9 +109,11 @@ def work(addresses: Sequence[Address], token: bytes, hello: dict[str, Any], conn
         program = build(JobSpec.model_validate(welcome["spec"]), check=False)
         layout = program.layout(program.initial_parameters())
         where = welcome["memory"]
-        memory = RunMemory(
-            dimensions(program, layout, welcome["max_workers"]), None if where is None else open_memory(*where)
-        )
+        try:
+            descriptor = None if where is None else open_memory(*where)
+        except FileNotFoundError:  # who held it has died meanwhile: this worker is lost too, and another one comes
+            raise ChannelClosed from None
+        memory = RunMemory(dimensions(program, layout, welcome["max_workers"]), descriptor)
         if welcome["is_remote"]:
             agent.attend(Host(program, memory))
             worker.about = {"memory": [os.getpid(), memory.fd]}
@@ -131,6 +134,7 @@ def tcp_connect(token: bytes, own_address: Callable[[], str]) -> Connect:
         meeting = Meeting(message["address"] or own_address(), token, generation, message["part"]["host"])
 
         def idle() -> None:
+            worker.waits_for_a_host()
             worker.check_coordinator()
             if header[HALT] >= generation:
                 raise Halted

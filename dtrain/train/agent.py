@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import threading
 from contextlib import suppress
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from dtrain.comm.channel import Channel, ChannelClosed, Message
-from dtrain.comm.memory import HALT, RING
-from dtrain.train.host import FOREVER, Host
+from dtrain.comm.memory import RING
+from dtrain.train.host import Host
 
 _TICK_SECONDS = 0.02
+_END_SECONDS = 2.0
 
 
 class Agent:
@@ -86,7 +88,7 @@ class Agent:
                 else:
                     self._messages.put(message)
         except (ChannelClosed, ValueError):  # the coordinator is gone, or its line is garbled
-            self._host.memory.header[HALT] = FOREVER
+            # Nothing is said to the memory: the other workers of the host may go on without this one.
             self._messages.put(None)
 
     def _obey(self, host: Host, message: Message) -> None:
@@ -107,6 +109,7 @@ class Agent:
                 self._send(
                     {
                         "type": "host_reported",
+                        "begun": report.begun,
                         "committed": report.committed,
                         "is_whole": report.is_whole,
                         "done": sorted(report.done),
@@ -116,7 +119,7 @@ class Agent:
                 self._send({"type": "host_mended", "committed": host.mend(message["ranks"])})
             case "host_kill":
                 with suppress(ProcessLookupError, PermissionError):
-                    os.kill(int(message["pid"]), signal.SIGKILL)
+                    _end(int(message["pid"]))
 
     def _report(self) -> None:
         if not self._generation:
@@ -129,3 +132,15 @@ class Agent:
         newest = max(0, min(r[0] for r in rows) // 4 - 1) % RING
         phases = self._host.memory.phases[newest, : self._ranks].tolist()
         self._send({"type": "progress", "generation": self._generation, "rows": rows, "phases": phases})
+
+
+def _end(process: int) -> None:
+    """Kill a process of this host and wait until it is gone: it may not write into the memory any more."""
+    descriptor = os.pidfd_open(process)
+    try:
+        os.kill(process, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(_END_SECONDS * 1000)
+    finally:
+        os.close(descriptor)

@@ -137,7 +137,8 @@ class Coordinator:
                 self._done -= gone
                 self._lose(worker, reason, now)
             case LinkLost(_, generation, reason):
-                if generation == self.generation and self.mode is Mode.RUNNING and self._is_bearable(reason):
+                is_up = self.mode in (Mode.RUNNING, Mode.EVALUATING)
+                if generation == self.generation and is_up and self._is_bearable(reason):
                     self._halt(now)
             case Resized(world_size):
                 self._resize(world_size, now)
@@ -194,10 +195,11 @@ class Coordinator:
         if self.policy.can_replace:
             if len(self.workers) < self._world_size:
                 self._spawn(now)
-        elif self.workers:
+        elif any(w.host == 0 for w in self.workers.values()):
             self._owes_snapshot = True  # nobody comes in its place, and the next loss may be the last
         else:
-            self._finish("failed", WorkerError(f"no worker is left, the last one: {lost.reason or reason}"))
+            where = " on the coordinator's host" if self.workers else ""
+            self._finish("failed", WorkerError(f"no worker is left{where}, the last one: {lost.reason or reason}"))
             return
         if worker in self.members and self.mode in (Mode.RUNNING, Mode.EVALUATING):
             self._halt(now)
@@ -232,10 +234,14 @@ class Coordinator:
             self._spawn(now)
 
     def _surplus(self) -> list[int]:
-        """The workers that are too many: those that are not there yet first, then the newest."""
+        """The workers that are too many: those that are not there yet first, then the newest.
+
+        One on the coordinator's host stays: there is no generation without it.
+        """
         count = max(0, len(self.workers) - self._world_size)
         order = sorted(self.workers, key=lambda w: (not self._is(w, Status.STARTING), -w))
-        return order[:count]
+        own = [w for w in order if self.workers[w].host == 0 and self._is(w, Status.READY, Status.ACTIVE)]
+        return [w for w in order if w not in own[-1:]][:count]
 
     def _progress(self, arrivals: Mapping[int, tuple[int, int]], waiting: frozenset[int], now: float) -> None:
         for worker, arrival in arrivals.items():
@@ -357,11 +363,9 @@ class Coordinator:
         is_due = policy.checkpoint_seconds and now - self._snapshot_time >= policy.checkpoint_seconds
         if is_newer and (is_due or self._owes_snapshot):
             return
-        ahead = policy.max_ahead
+        ahead = 2  # until the length of an undisturbed step is known
         if self._pace > 0.0:
-            ahead = max(2, min(ahead, int(policy.ahead_seconds / self._pace)))
-        elif self.committed == policy.first_step:
-            ahead = 2
+            ahead = max(ahead, min(policy.max_ahead, int(policy.ahead_seconds / self._pace)))
         limit = min(self.committed + ahead, policy.steps)
         for every in (policy.eval_every, policy.checkpoint_every):
             if every:

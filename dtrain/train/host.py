@@ -33,10 +33,11 @@ FOREVER = int(np.iinfo(np.int64).max)
 class Report:
     """How far a halted generation has come on one host.
 
-    ``committed`` steps are committed by all its ranks; ``is_whole`` tells whether it has the whole sum of the next one,
-    and ``done`` which shards' gradients of the next one lie here.
+    ``begun`` is the generation that has begun there. ``committed`` steps are committed by all its ranks; ``is_whole``
+    tells whether it has the whole sum of the next one, and ``done`` which shards' gradients of the next one lie here.
     """
 
+    begun: int
     committed: int
     is_whole: bool
     done: frozenset[int]
@@ -81,7 +82,8 @@ class Host:
         least = int(memory.arrived[:ranks, ARRIVED].min())
         step = (least + 1) // 4
         is_whole = least >= 4 * step + SUMMED or memory.header[COMPLETE] == step + 1
-        return Report(step, bool(is_whole), frozenset(np.flatnonzero(memory.shard_done == step + 1).tolist()))
+        done = frozenset(np.flatnonzero(memory.shard_done == step + 1).tolist())
+        return Report(int(memory.header[BEGUN]), step, bool(is_whole), done)
 
     def mend(self, ranks: int) -> int:
         """Finish the update of the step whose sum is whole, unless it must not be made; return the steps committed.

@@ -38,6 +38,7 @@ class Hosts:
         self._timeout_seconds, self._kill = timeout_seconds, kill
         self.channels: dict[int, Channel] = {}
         self.members: tuple[int, ...] = ()
+        self._generation = self._halted = 0
         self.host_of: dict[int, int] = {}
         self._hosts: dict[int, RemoteHost] = {}
         self._rows: dict[int, tuple[int, int, int]] = {}
@@ -94,6 +95,8 @@ class Hosts:
             host.is_making, queued, host.queued = None, host.queued, []
         if not host.memories:
             host.is_current = False
+        elif self._halted:  # who was told may have been the one that is gone
+            self._tell(number, {"type": "host_halt", "generation": self._halted})
         return not host.memories, queued
 
     def on(self, host: int) -> tuple[int, ...]:
@@ -126,8 +129,11 @@ class Hosts:
     def tell(self, message: Message) -> None:
         """Say something to the memory of every other host."""
         for host in self.others:
-            for speaker in self._speakers(host)[:1]:
-                self.send(speaker, message)
+            self._tell(host, message)
+
+    def _tell(self, host: int, message: Message) -> None:
+        for speaker in self._speakers(host)[:1]:
+            self.send(speaker, message)
 
     def _ask(self, host: int, message: Message, kind: str) -> Message | None:
         """Ask the memory of a host; None if nobody there can answer any more."""
@@ -158,28 +164,36 @@ class Hosts:
     def begin(self, generation: int, step: int, first: int, coefficients: Sequence[Sequence[float]]) -> None:
         """Set the words of every host for a generation at ``step``; give the state to who has not got it.
 
-        ``coefficients`` are those of the granted steps from ``first`` on.
+        ``coefficients`` are those of the granted steps from ``first`` on: who was to tell a host may have died over it.
+        A host that says afterwards that it has begun has got everything else too.
         """
         self.local.begin(generation, step)
+        self._generation = generation
         memory = self.local.memory
         self._rows = {w: (4 * step, 0, 0) for w in self.members}
         self._waits, self.phases = {}, {}
-        for number in self.others:
+        others = self.others
+        for number, host in self._hosts.items():
+            if number not in others:
+                host.is_current = False  # the run goes on without it
+        for number in others:
             host, ranks = self._hosts[number], len(self.on(number))
             for speaker in self._speakers(number)[:1]:
-                with suppress(ChannelClosed):
-                    channel = self.channels[speaker]
+                channel = self.channels[speaker]
+                try:
                     if not host.is_current:
                         channel.send({"type": "host_state"})
                         for array in (memory.parameters, memory.state):
                             channel.send_array(array, _STATE_SECONDS)
-                    channel.send({"type": "host_begin", "generation": generation, "step": step, "ranks": ranks})
-                    # Also to who was there: a grant may have gone to a speaker that died before it had read it.
                     channel.send({"type": "host_grant", "first": first, "coefficients": coefficients})
+                    channel.send({"type": "host_begin", "generation": generation, "step": step, "ranks": ranks})
                     host.is_current = True
+                except ChannelClosed:  # perhaps in the middle of an array, so that nothing can follow on it
+                    self._kill(speaker)
 
     def halt(self, generation: int) -> None:
         """Make every rank of the generation stop where it is."""
+        self._halted = generation
         self.local.halt(generation)
         self.tell({"type": "host_halt", "generation": generation})
 
@@ -197,10 +211,13 @@ class Hosts:
         reports = {0: self.local.report(len(self.on(0)))}
         for host in self.others:
             answer = self._ask(host, {"type": "host_report", "ranks": len(self.on(host))}, "host_reported")
-            if answer is None:
+            if answer is None or answer["begun"] != self._generation:
+                # Nobody there can say, or it never began: then nobody has got the whole sum of a step since.
                 self._hosts[host].is_current = False
             else:
-                reports[host] = Report(answer["committed"], answer["is_whole"], frozenset(answer["done"]))
+                reports[host] = Report(
+                    answer["begun"], answer["committed"], answer["is_whole"], frozenset(answer["done"])
+                )
         step = min(r.committed for r in reports.values())
         if all(r.committed > step or r.is_whole for r in reports.values()):
             committed = step + 1 if reports[0].committed > step else self.local.mend(len(self.on(0)))

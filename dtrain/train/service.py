@@ -246,6 +246,9 @@ class Service:
         if worker in self._channels:
             self._forget(worker)
         self._farewells.pop(worker, None)
+        process = self._pids.pop(worker, None)
+        if process is not None:  # a line may break while its process is there, which may not write any more
+            self._hosts.kill(worker, process)
         is_host_gone, queued = self._hosts.forget(worker)
         gone = self._done.pop(host, frozenset()) if is_host_gone else frozenset()
         for other in queued:

@@ -37,6 +37,7 @@ from dtrain.comm.memory import (
     ROW_WORDS,
     SUMMED,
     UPDATED,
+    WAITS,
     RunMemory,
     words,
 )
@@ -161,10 +162,14 @@ class Worker:
             self.check_coordinator()
 
     def ask(self, message: Message, kind: str) -> Message:
-        """Send a message and wait for the answer of this kind to the same generation. Raises Halted."""
+        """As the first rank of a host, send a message and wait for the answer, which depends on other hosts.
+
+        Only an answer of this kind to the same generation counts. Raises Halted.
+        """
         self._channel.send(message)
         header, generation = self.memory.header_words, message["generation"]
         while True:
+            self.waits_for_a_host()
             answer = self._channel.receive(_PATIENCE_SECONDS[1])
             if answer is not None and answer["type"] == kind and answer["generation"] == generation:
                 return answer
@@ -211,6 +216,10 @@ class Worker:
         """The message that was found while this worker waited for others, or the next one that comes."""
         message, self._message = self._message, None
         return self._channel.receive(timeout_seconds) if message is None else message
+
+    def waits_for_a_host(self) -> None:
+        """Say, as the first rank of a host, that it is not this host that the others wait for."""
+        self.memory.arrived_words[WAITS] += 1
 
     def check_coordinator(self) -> None:
         """Raise ChannelClosed if the coordinator is gone; a message that is found is kept."""

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain.comm.tree import Add, Leaf, Register, additions, registers, split, tree_sum
-from tests.unit.comm.floats import adversarial, bits, finite, recursive_sum
+from dtrain.comm.tree import (
+    Add,
+    Leaf,
+    Register,
+    Subtree,
+    additions,
+    cover,
+    final_additions,
+    partial_additions,
+    registers,
+    split,
+    tree_sum,
+)
+from tests.unit.comm.floats import Floats, adversarial, bits, finite, recursive_sum
 
 subsets = st.integers(1, 40).flatmap(
     lambda shards: st.tuples(st.just(shards), st.sets(st.integers(0, shards - 1), min_size=1))
@@ -101,3 +116,107 @@ def test_the_order_matters_to_these_values() -> None:
     for value in values[1:]:
         in_line += value
     assert bits(tree) != bits(in_line)
+
+
+# --- hosts that add what they hold ------------------------------------------------------------------------------------
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> tuple[int, set[int], list[set[int]]]:
+    """The number of shards, those that are present, and those that each host holds: runs of them, or any."""
+    shards, present = draw(subsets)
+    hosts = draw(st.integers(1, 5))
+    where = draw(st.lists(st.integers(0, hosts - 1), min_size=shards, max_size=shards))
+    if draw(st.booleans()):
+        where.sort()
+    return shards, present, [{s for s, h in enumerate(where) if h == host} for host in range(hosts)]
+
+
+def run_additions(adds: list[Add], result: Any, terms: dict[Any, Floats]) -> Floats:
+    memory = dict(terms)
+    for add in adds:
+        memory[add.target] = memory[add.left] + memory[add.right]
+    return memory[result]
+
+
+@settings(deadline=None)
+@given(placements(), st.sampled_from([np.float32, np.float64]), st.booleans(), st.integers(0, 2**32))
+def test_hosts_that_add_what_they_hold_make_the_same_sum(
+    case: tuple[int, set[int], list[set[int]]], dtype: type, has_nan: bool, seed: int
+) -> None:
+    shards, present, held = case
+    values = adversarial(np.random.default_rng(seed), (shards, 33), dtype)
+    if has_nan:
+        values[seed % shards, ::3] = np.nan
+    sums: dict[Any, Floats] = {}
+    with np.errstate(all="ignore"):
+        expected = tree_sum([values[s] if s in present else None for s in range(shards)], np.empty(33, dtype))
+        for own in held:
+            leaves = {Leaf(s): values[s] for s in own & present}  # what is not here cannot be added here
+            for subtree in cover(shards, present, own):
+                sums[subtree] = run_additions(*partial_additions(subtree, present), leaves)
+        total = run_additions(*final_additions(shards, set(sums)), sums)
+    assert bits(total) == bits(expected)
+
+
+def nodes(lo: int, hi: int) -> list[Subtree]:
+    if hi - lo == 1:
+        return [Subtree(lo, hi)]
+    middle = split(lo, hi)
+    return [Subtree(lo, hi), *nodes(lo, middle), *nodes(middle, hi)]
+
+
+@settings(deadline=None)
+@given(placements())
+def test_a_cover_is_disjoint_complete_and_of_the_largest_subtrees(case: tuple[int, set[int], list[set[int]]]) -> None:
+    shards, present, held = case
+    for own in held:
+
+        def shards_in(node: Subtree) -> set[int]:
+            return {s for s in range(node.lo, node.hi) if s in present}
+
+        found = cover(shards, present, own)
+        assert sorted(s for node in found for s in shards_in(node)) == sorted(own & present)
+        assert list(found) == sorted(found, key=lambda node: node.lo)
+        whole = [node for node in nodes(0, shards) if shards_in(node) and shards_in(node) <= own]
+        assert set(found) <= set(whole)
+        for node in found:
+            larger = [w for w in whole if w != node and w.lo <= node.lo and node.hi <= w.hi]
+            assert larger == []
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 5, 8, 12, 16, 21])
+def test_an_aligned_run_of_a_power_of_two_has_one_subtree(shards: int) -> None:
+    length = 1
+    while length <= shards:
+        for lo in range(0, shards - length + 1, length):
+            assert cover(shards, range(shards), range(lo, lo + length)) == (Subtree(lo, lo + length),)
+        length *= 2
+    assert cover(shards, range(shards), range(shards)) == (Subtree(0, shards),)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 5, 8, 13, 16, 33])
+def test_a_run_of_shards_has_at_most_two_subtrees_a_level(shards: int) -> None:
+    most = max(1, 2 * math.ceil(math.log2(shards)))
+    for lo in range(shards):
+        for hi in range(lo + 1, shards + 1):
+            assert len(cover(shards, range(shards), range(lo, hi))) <= most
+
+
+def test_who_holds_no_present_shard_has_nothing_to_add() -> None:
+    assert cover(8, {0, 1}, {4, 5}) == ()
+    assert cover(8, {0, 1}, ()) == ()
+
+
+def test_absent_shards_join_what_is_around_them() -> None:
+    """In a small last batch fewer subtrees travel: those of the present shards alone."""
+    assert cover(8, {0, 1, 2}, {0, 1, 2, 3}) == (Subtree(0, 8),)
+    assert cover(8, {0, 5}, {4, 5}) == (Subtree(4, 8),)
+
+
+def test_subtrees_that_overlap_are_added_up_the_tree() -> None:
+    """After a death two hosts may have a shard's gradient; the larger subtree counts, and no shard twice."""
+    adds, result = final_additions(4, {Subtree(0, 2), Subtree(0, 1), Subtree(2, 4)})
+    assert (adds, result) == ([Add(Register(0), Subtree(0, 2), Subtree(2, 4))], Register(0))
+    with pytest.raises(ValueError, match="no shards"):
+        final_additions(4, set())
