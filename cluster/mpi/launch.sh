@@ -88,6 +88,11 @@ launch() {
   child=
 }
 
+# Print the exit code with which the run itself has ended; nothing if MPI ended it.
+ended() {
+  sed -n 's/^ *"exit_code": \([0-9]*\),\{0,1\}$/\1/p' "$run/result.json" 2>/dev/null
+}
+
 attempt=1
 until
   look
@@ -96,10 +101,13 @@ until
   else
     launch "$dtrain" run "$job" --run-dir "$run"
   fi
-  [ "$code" -eq 0 ]
+  said=$(ended)
+  [ "$code" -eq 0 ] || [ "$said" = 0 ] # a rank that was lost on the way makes mpiexec fail, and not the run
 do
   [ -z "$stopped" ] || exit "$stopped"
   case $code in 2 | 4 | 130 | 143) exit "$code" ;; esac # trying again would not change these
+  # When a rank dies, Open MPI stops the others, and the run says so (143); nobody has asked for it, so it goes on.
+  case $said in 2 | 3 | 4) exit "$said" ;; esac
   if [ "$attempt" -ge "$ATTEMPTS" ]; then
     echo "launch.sh: given up after $attempt attempts; the newest checkpoint is in $run/checkpoints" >&2
     exit 3
