@@ -5,6 +5,7 @@ Needs root. ``DTRAIN_NO_ROOT=1`` leaves these tests out where there is none.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import pytest
 
 from cluster.simulate import Hosts, Proxy, RayCluster, SimulationError, clean
 from cluster.simulate.hosts import PREFIX
-from tests.support import wait_until
+from tests.support import DIGITS, dtrain, result_of, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +51,8 @@ for word in sys.stdin:
         print(type(error).__name__, flush=True)
 """
 """Sends each line of its standard input, and prints the answer."""
+
+START = "from dtrain.cli import main; main()"
 
 ENDS = ("closed", "ConnectionResetError", "BrokenPipeError")
 """How `TALK` says that the connection has ended."""
@@ -452,6 +455,84 @@ def test_mpirun_spans_hosts(hosts: Hosts, flavour: str, ranks: int) -> None:
     assert out == f"{[(f'host{rank}', total) for rank in range(ranks)]} {vendor}"
     for index in range(ranks):  # each rank's million bytes have to leave it
         assert hosts.bytes_sent(index) - before[index] > 500_000
+
+
+class Launch:
+    """`cluster/mpi/launch.sh` in host 0, with the small digits job and the dtrain of this checkout."""
+
+    def __init__(self, hosts: Hosts, flavour: str, at: Path, **changes: Any) -> None:
+        command, python = mpiexec(hosts, flavour, 1)
+        self.host, self.run_dir, self.job = hosts[0], at / "run", at / "job.yaml"
+        self.job.write_text(json.dumps({**DIGITS, "checkpoint": {"every": 50, "keep": 3}, **changes}))
+        wrapper = at / "bin/dtrain"
+        wrapper.parent.mkdir()
+        wrapper.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{python}" -c "{START}" "$@"\n')
+        wrapper.chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{wrapper.parent}:{os.environ['PATH']}",
+            "MPIEXEC": str(command[0]),
+            "HOSTFILE": str(hosts.hostfile(flavour)),
+            "AGENT": str(hosts.agent),
+            "PAUSE": "0.1",
+        }
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [ROOT / "cluster/mpi/launch.sh", self.job, self.run_dir]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return self.host.popen(command, env=self.environment, **pipes)
+
+    def has_checkpoint(self) -> bool:
+        return any(self.run_dir.glob("checkpoints/step-*"))
+
+    def fingerprint(self, at: Path) -> str:
+        """What the job gives in one process, undisturbed."""
+        done = dtrain("run", self.job, "--workers", 0, "--json", "--run-dir", at)
+        return str(json.loads(done.stdout)["fingerprint"])
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
+def test_the_launch_script_goes_on_without_a_host(flavour: str, tmp_path: Path) -> None:
+    with Hosts(2) as hosts:
+        launch = Launch(hosts, flavour, tmp_path, epochs=400)
+        process = launch.start()
+        wait_until(lambda: launch.has_checkpoint() or process.poll() is not None)
+        hosts.kill(1)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert "launch.sh: host1 does not answer; going on without it" in said
+        assert "attempt 2 of 5" in said
+    result = result_of(launch.run_dir)
+    assert (result["status"], result["step"]) == ("succeeded", 4800)
+    assert result["fingerprint"] == launch.fingerprint(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("flavour", ["mpich", "openmpi"])
+def test_the_launch_script_stops_and_goes_on(hosts: Hosts, flavour: str, tmp_path: Path) -> None:
+    launch = Launch(hosts, flavour, tmp_path, epochs=30)
+    process = launch.start()
+    wait_until(lambda: launch.has_checkpoint() or process.poll() is not None)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert result_of(launch.run_dir)["status"] == "stopped"
+    process = launch.start()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert result_of(launch.run_dir)["fingerprint"] == launch.fingerprint(tmp_path / "alone")
+
+
+def test_the_launch_script_does_not_try_a_bad_job_again(hosts: Hosts, tmp_path: Path) -> None:
+    launch = Launch(hosts, "mpich", tmp_path, batch=0)
+    process = launch.start()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert "attempt" not in said
+    launch.environment["HOSTFILE"] = str(tmp_path / "none")
+    process = launch.start()
+    line = f"launch.sh: {tmp_path}/none cannot be read; copy cluster/mpi/hostfile.mpich and set HOSTFILE\n"
+    assert process.communicate(timeout=60)[1] == line
+    assert process.returncode == 2
 
 
 RAY_TASKS = """
