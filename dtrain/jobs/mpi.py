@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,10 @@ class Ranks:
         said = self.tell({})
         if "door" not in said:
             return int(said["exit_code"])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # mpirun sends them to all ranks; the first one stops the run in order
         work([tuple(a) for a in said["door"]], said["token"].encode(), {"rank": self.world.rank}, self.connect)
         return 0
 

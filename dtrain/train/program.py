@@ -13,6 +13,7 @@ from dtrain.comm.layout import Layout
 from dtrain.comm.memory import Dimensions
 from dtrain.data.sampler import Sampler
 from dtrain.graph.tree import named_leaves
+from dtrain.nn.running import Running
 from dtrain.optim.rule import Rule
 from dtrain.optim.schedules import Schedule
 
@@ -59,7 +60,10 @@ class Program:
         return self.init(np.random.Generator(np.random.Philox(key=np.array([self.seed, INIT_STREAM], np.uint64))))
 
     def layout(self, parameters: Any) -> Layout:
-        return Layout.of([(n, np.asarray(a)) for n, a in named_leaves(parameters)], self.dtype)
+        """The layout of the tree that ``init`` returns; leaves marked with ``dtrain.nn.running`` are running values."""
+        leaves = named_leaves(parameters)
+        running = [(i, leaf.momentum) for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Running)]
+        return Layout.of([(n, np.asarray(a)) for n, a in leaves], self.dtype, running)
 
 
 def dimensions(program: Program, layout: Layout, max_workers: int) -> Dimensions:

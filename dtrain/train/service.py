@@ -157,7 +157,8 @@ class Service:
         """Train to the end, to a stop or to a failure, and leave nothing behind."""
         start = time.monotonic()
         state = self._state
-        self._observer.started(state.layout.names, self.program.steps, state.first_step, state.sampler.steps_per_epoch)
+        names, steps_per_epoch = state.layout.parameter_names, state.sampler.steps_per_epoch
+        self._observer.started(names, self.program.steps, state.first_step, steps_per_epoch)
         try:
             self._handle(e.Started())
             while self._finish is None:

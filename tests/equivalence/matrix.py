@@ -71,7 +71,7 @@ def loss(params, batch):
     return np.log(np.sum(np.exp(scores), axis=1)) - scores[np.arange(len(x)), batch["y"]]
 """
 MODELS: dict[str, dict[str, Any]] = {
-    "mlp": {"name": "mlp", "hidden": [48, 32], "dropout": 0.2},
+    "mlp": {"name": "mlp", "hidden": [48, 32], "batch_norm": True, "dropout": 0.2},
     "convnet": {"entry": "convnet.py"},
     "transformer": {"entry": "transformer.py"},
 }
