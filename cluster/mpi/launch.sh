@@ -106,6 +106,8 @@ until
   else
     launch "$dtrain" run "$job" --run-dir "$run"
   fi
+  # Open MPI's mpiexec may leave before the last rank has: that one writes a checkpoint, and then the run can be resumed.
+  [ -n "$(ended)" ] || "$dtrain" stop "$run" >/dev/null 2>&1
   said=$(ended)
   # What mpiexec says is not enough: Open MPI's may leave with 0 when it has lost a host, and with another code when the
   # run has done without a rank.
