@@ -37,13 +37,18 @@ esac
 HOSTFILE=${HOSTFILE:-$(dirname "$0")/hostfile.$flavour}
 [ -r "$HOSTFILE" ] || fail "$HOSTFILE cannot be read; copy cluster/mpi/hostfile.$flavour and set HOSTFILE"
 
-# A signal is for the run: its ranks finish the step and write a checkpoint, and this script leaves with 130 or 143.
-# mpiexec gets SIGINT for both: MPICH's kills the ranks at once on SIGTERM.
+# A signal is for the run: it finishes the step and writes a checkpoint, and this script leaves with 130 or 143. mpiexec
+# is only told if the run is not there yet: MPICH's and Open MPI's both may kill the ranks before they have finished.
 child=
 stopped=
-set -m # mpiexec is a process group of its own: a Ctrl-C reaches it once, from here
-trap 'stopped=143; [ -z "$child" ] || kill -INT "$child" 2>/dev/null' TERM
-trap 'stopped=130; [ -z "$child" ] || kill -INT "$child" 2>/dev/null' INT
+stop() {
+  stopped=$1
+  [ -n "$child" ] || return 0
+  "$dtrain" stop "$run" --no-wait >/dev/null 2>&1 || kill -INT "$child" 2>/dev/null
+}
+set -m # mpiexec is a process group of its own: a Ctrl-C does not reach it
+trap 'stop 143' TERM
+trap 'stop 130' INT
 present=$(mktemp)
 trap 'rm -f "$present"' EXIT
 
@@ -88,6 +93,11 @@ launch() {
   child=
 }
 
+# Print the exit code with which the run itself has ended; nothing if MPI ended it.
+ended() {
+  sed -n 's/^ *"exit_code": \([0-9]*\),\{0,1\}$/\1/p' "$run/result.json" 2>/dev/null
+}
+
 attempt=1
 until
   look
@@ -96,10 +106,17 @@ until
   else
     launch "$dtrain" run "$job" --run-dir "$run"
   fi
-  [ "$code" -eq 0 ]
+  # Open MPI's mpiexec may leave before the last rank has: that one writes a checkpoint, and then the run can be resumed.
+  [ -n "$(ended)" ] || "$dtrain" stop "$run" >/dev/null 2>&1
+  said=$(ended)
+  # What mpiexec says is not enough: Open MPI's may leave with 0 when it has lost a host, and with another code when the
+  # run has done without a rank.
+  [ "$said" = 0 ]
 do
   [ -z "$stopped" ] || exit "$stopped"
   case $code in 2 | 4 | 130 | 143) exit "$code" ;; esac # trying again would not change these
+  # When a rank dies, Open MPI stops the others, and the run says so (143); nobody has asked for it, so it goes on.
+  case $said in 2 | 3 | 4) exit "$said" ;; esac
   if [ "$attempt" -ge "$ATTEMPTS" ]; then
     echo "launch.sh: given up after $attempt attempts; the newest checkpoint is in $run/checkpoints" >&2
     exit 3

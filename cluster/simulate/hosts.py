@@ -35,7 +35,9 @@ _START_SECONDS = 30.0
 _SWITCH = "switch"
 _PREPARE = """
 set -e
-mount -t sysfs sysfs /sys
+mount -t sysfs sysfs "$TEMPORARY"
+[ ! -e /sys/fs/cgroup ] || mount --rbind /sys/fs/cgroup "$TEMPORARY/fs/cgroup"
+mount --move "$TEMPORARY" /sys
 [ -z "$PRIVATE_HOSTS" ] || { mount -t tmpfs -o mode=1777 tmpfs /dev/shm && mount --bind "$PRIVATE_HOSTS" /etc/hosts; }
 [ ! -e /proc/sys/net/ipv6 ] || echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6
 ip link set lo up
@@ -109,7 +111,11 @@ class Host:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the commands
-            env={**os.environ, "PRIVATE_HOSTS": "" if is_switch else str(self._directory / "hosts")},
+            env={
+                **os.environ,
+                "TEMPORARY": str(self.temporary),
+                "PRIVATE_HOSTS": "" if is_switch else str(self._directory / "hosts"),
+            },
         )
 
     def finish(self) -> None:
