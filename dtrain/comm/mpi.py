@@ -53,8 +53,9 @@ class World:
 
 
 def library() -> str:
-    """Return the first line of what the MPI library says of itself."""
-    return MPI.Get_library_version().strip().splitlines()[0].split(",")[0].strip("\0 ")
+    """Return the name and version of the MPI library, as in "MPICH 5.0.2"."""
+    first = MPI.Get_library_version().strip().splitlines()[0].split(",")[0]
+    return " ".join(first.replace("Version:", "").strip("\0 ").split())
 
 
 class MpiLinks:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dtrain.errors import InputError, WorkerError
 from dtrain.jobs.run_directory import RunDirectory
 
+_RELEASE_SECONDS = 30.0
 _COMMAND = "from dtrain.cli import main; main()"
 
 
@@ -71,11 +74,15 @@ def launch_mpi(
     arguments = list(job)
     for attempt in range(max_restarts + 1):
         command = [mpiexec, *options_for(kind, ranks, with_ulfm), *extra, sys.executable, "-P", "-c", _COMMAND]
-        code = _run([*command, *arguments], environment)
-        has_begun = directory.job_file.exists()
+        code, came = _run([*command, *arguments], environment)
+        if not directory.job_file.exists():
+            return code
+        _wait_for_release(directory)
         result = directory.read_result()
-        if not has_begun or result is not None:  # the job has ended by itself, well or not
-            return int(result["exit_code"]) if result is not None else code
+        # When a rank dies, Open MPI sends the others the signal with which a user stops a run.
+        was_ended = result is None or (result["status"] == "stopped" and result["restarts"] > 0 and not came)
+        if result is not None and not was_ended:
+            return int(result["exit_code"])
         if attempt < max_restarts:
             say(f"the ranks were ended by MPI (exit code {code}); start {attempt + 1} of {max_restarts} anew")
         arguments = ["resume", str(directory.path), *(a for a in ("--quiet", "--json") if a in job)]
@@ -85,11 +92,28 @@ def launch_mpi(
     )
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
+def _wait_for_release(directory: RunDirectory) -> None:
+    """Wait until no process runs the directory: mpiexec may be gone before the first rank is."""
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while directory.holder() is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run mpiexec to its end; return its exit code, and whether the user has stopped it."""
     process = subprocess.Popen(command, env=environment)
-    while True:
-        try:
-            code = process.wait()
-            return 128 - code if code < 0 else code
-        except KeyboardInterrupt:  # mpiexec has it too, and hands it on to the ranks
-            continue
+    came = False
+
+    def hand_on(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        if number == signal.SIGTERM:  # a terminal's Ctrl-C reaches mpiexec by itself
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+    return (128 - code if code < 0 else code), came
