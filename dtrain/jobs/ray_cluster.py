@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from dtrain.train.program import Program
 
 NAMESPACE = "dtrain"
 _POLL_SECONDS = 0.1
+_CONNECT_SECONDS = 5.0
 _PLACEMENT_SECONDS = 60.0
 
 
@@ -294,6 +296,7 @@ class RayRun:
             staged = stage(spec, folder).model_copy(update={"base_dir": "."})
             os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # a submitted job has brought files of its own
             options = {"address": self._address, "runtime_env": {"working_dir": str(folder)}}
+        _check_reachable(self._address)
         try:
             ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:
@@ -355,6 +358,19 @@ class RayRun:
         if result["status"] == "stopped" and came:
             result["exit_code"] = 128 + came[0]
         return result
+
+
+def _check_reachable(address: str) -> None:
+    """Raise InputError for a host and port where nobody listens; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # auto, or another kind of address
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"--address: Ray at {address} cannot be used: {error.strerror or error}; expected HOST:6379 of ray start"
+        ) from None
 
 
 def _replace(content: bytes, path: Path) -> None:

@@ -25,6 +25,7 @@ from dtrain.comm.memory import Dimensions, RunMemory
 from dtrain.commands import app
 from dtrain.data.catalog import SOURCES
 from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
+from dtrain.jobs.backend import LocalBackend
 from dtrain.jobs.build import build
 from dtrain.jobs.document import parse_yaml
 from dtrain.jobs.fit import FitResult
@@ -297,6 +298,7 @@ def test_what_decides_the_result_is_what_the_digest_covers() -> None:
         "epochs": 3,
         "dtype": "float64",
         "workers": 2,
+        "overlap": True,
         "eval": {"every": 5},
         "checkpoint": {"keep": 1},
         "on_nonfinite": "skip",
@@ -393,14 +395,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = load_spec(folder / "job.yaml", ["epochs=2", "monitor.metrics_port=null"])
     directory = RunDirectory.create(spec.name, path=folder / "run")
     directory.write_job(spec)
-    result = run_job(spec, build(spec), directory, workers=0, is_quiet=True)
+    result = run_job(spec, build(spec), directory, LocalBackend(0), is_quiet=True)
     assert result["status"] == "succeeded", result["error"]
     return folder / "run"
 
 
 def test_files_of_a_run_are_listed(run: Path) -> None:
     rows = tables(section(text_of("jobs.md"), "The run directory"))["File"]
-    others = ["endpoint.json", "files", "log.txt"]  # there while it runs, or only if it was submitted
+    others = ["endpoint.json", "files", "log.txt", "workers"]  # there while it runs, or only if it was submitted
     assert sorted(code_in(row[0]) for row in rows) == sorted([*(p.name for p in run.iterdir()), *others])
 
 
