@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dtrain.comm.barrier import Halted
 from dtrain.comm.layout import BLOCK, split_evenly
-from dtrain.comm.links import Kind, Links
+from dtrain.comm.links import Kind, LinkLost, Links
 from dtrain.comm.memory import COMPLETE, HALT, PARTIAL, RING, ROW_WORDS, WAITS, RunMemory
 from dtrain.comm.reduce import Call, Squares, bind_additions, scratch_of
 from dtrain.comm.tree import Leaf, Subtree, cover, final_additions, partial_additions
@@ -81,7 +81,12 @@ class HostSum:
         while schedule.is_waiting or not links.is_sent():
             if header[HALT] >= self._generation:
                 raise Halted
-            arrived = links.progress(step, _PATIENCE_SECONDS)
+            try:
+                arrived = links.progress(step, _PATIENCE_SECONDS)
+            except LinkLost:
+                if header[HALT] >= self._generation:  # the other host has only seen it first
+                    raise Halted from None
+                raise
             if not arrived:
                 words[self._row + WAITS] += 1
                 idle()
