@@ -103,12 +103,11 @@ def resume(
         _finish(_ray(address, quiet).run(job, build(job), directory.path, count, is_resumed=True), as_json)
         return
     if detach or wait or address not in (None, "local"):
-        _started(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json)
+        _follow_up(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json, address)
         return
-    path = find_run(job_id).path
     with started(context.obj, backend, count) as where:
         if where is not None:
-            _finish(resume_job(path, where, is_quiet=quiet, on_start=_say), as_json)
+            _finish(resume_job(find_run(job_id).path, where, is_quiet=quiet, on_start=_say), as_json)
 
 
 @app.command()
@@ -182,7 +181,7 @@ def submit(
     """Start a job in the background, on this machine or on a Ray cluster, and print its ID."""
     job = load_spec(spec, _overrides(overrides, name=name, workers=_workers(workers)))
     jobs = _jobs(address)
-    _started(jobs, jobs.submit(job), wait, as_json)
+    _follow_up(jobs, jobs.submit(job), wait, as_json, address)
 
 
 @app.command("list")
@@ -257,13 +256,13 @@ def pack(
     hold: Annotated[bool, typer.Option(help="Wait for SIGTERM at the end, then empty standard output's file.")] = False,
 ) -> None:
     """Write a run directory to standard output, as lines of text: the other half of fetch."""
-    from contextlib import nullcontext
+    from dtrain.jobs import parcel
 
-    from dtrain.jobs.parcel import held
-    from dtrain.jobs.parcel import pack as write
-
-    with held() if hold else nullcontext():
-        write(run_dir, checkpoints, print)
+    if hold:
+        parcel.keep_stop_waiting()
+    size = parcel.pack(run_dir, checkpoints, print)
+    if hold:
+        parcel.empty_when_stopped(size)
 
 
 @app.command()
@@ -322,18 +321,19 @@ def _ray(address: str | None, is_quiet: bool) -> Any:
     return RayRun(address, is_quiet, _say)
 
 
-def _started(jobs: Jobs, job: Job, wait: bool, as_json: bool) -> None:
+def _follow_up(jobs: Jobs, job: Job, wait: bool, as_json: bool, address: str | None) -> None:
     """Say how to go on with a job that was just started, or follow it to its end."""
+    name = job.id if address is None else f"{job.id} --address {address}"
     if not wait:
         print(json.dumps(job.to_json()) if as_json else job.id)
-        _say(f"follow it with dtrain logs -f {job.id}\nstop it with dtrain stop {job.id}")
+        _say(f"follow it with dtrain logs -f {name}\nstop it with dtrain stop {name}")
         return
     _say(job.id)
     try:
         for piece in jobs.log(job.id, follow=True, start=job.log_start):
             print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
-        _say(f"\nthe job goes on; stop it with dtrain stop {job.id}")
+        _say(f"\nthe job goes on; stop it with dtrain stop {name}")
         raise
     job = jobs.get(job.id)
     if as_json:

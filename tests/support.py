@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from dtrain.comm.threads import one_blas_thread
 from dtrain.jobs.backend import make_launcher
@@ -137,3 +138,26 @@ def service_of(spec: JobSpec, workers: int, observer: Observer | None = None, **
     with one_blas_thread():
         numerics = numerics_class()
     return Service(program, RunSettings(workers, **settings), launcher, numerics, observer=observer), launcher
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def popen(line: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a command whose output is read; the fixture ``ended`` ends it and all its children with the test."""
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    _started.append(process)
+    return process
+
+
+@pytest.fixture
+def ended() -> Iterator[None]:
+    """End what ``popen`` has started and the test has left, with everything below it."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.communicate()

@@ -7,6 +7,11 @@ on one host, on the same values, so the bits are the same.
 
 With H hosts that hold one subtree each, a host sends (H-1)/H of the buffer twice, which is the least that is possible.
 
+The buffer travels in *buckets* of a megabyte, from its end to its beginning, which is about the order in which backward
+finishes gradients (later layers have later names). A large buffer leaves bucket by bucket while earlier layers still
+run backward: a helper thread of the host's first rank adds and sends what every rank of the host has reported as ready.
+Buckets leave in bucket order, not in the order in which they become ready, and their size does not change a bit.
+
 Every host then has the whole sum, its squares and all losses, says so to all others, and goes on only when all have
 said so. So if any host has begun the update of a step, every host can finish it by itself, and a host that is lost
 takes nothing with it.
@@ -17,6 +22,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +31,19 @@ from numpy.typing import NDArray
 from dtrain.comm.barrier import Halted
 from dtrain.comm.layout import BLOCK, split_evenly
 from dtrain.comm.links import Kind, LinkLost, Links
-from dtrain.comm.memory import COMPLETE, HALT, PARTIAL, RING, ROW_WORDS, WAITS, RunMemory
+from dtrain.comm.memory import COMPLETE, HALT, PARTIAL, READY, RING, ROW_WORDS, WAITS, RunMemory
 from dtrain.comm.reduce import Call, Squares, bind_additions, scratch_of
 from dtrain.comm.tree import Leaf, Subtree, cover, final_additions, partial_additions
 
 CHUNK_BLOCKS = 16
-"""Blocks that travel and are added together: a megabyte of float32."""
+"""Blocks of a bucket: a megabyte of float32."""
+
+OVERLAP_BYTES = 4 << 20
+"""A smaller buffer is sent when all of it is there: to hand it to a thread would take longer than to send it."""
 
 _PATIENCE_SECONDS = 0.005
+_READY_SECONDS = 0.0005
+_IDLE_SECONDS = 0.05
 _YIELDS = 2000
 
 Held = tuple[frozenset[int], ...]
@@ -52,13 +63,23 @@ class Part:
 class HostSum:
     """The sum between hosts, as one rank of a host sees it, in one generation.
 
-    Every rank calls ``add_own``; then the first rank of each host calls ``run``. ``links`` is None for the other ranks.
+    Without overlap every rank calls ``add_own`` when all gradients of the host are there, then its first rank ``run``.
+    With overlap every rank reports buckets with ``report``, and the first rank calls ``start`` before and ``finish``
+    after its own. ``links`` is None for the other ranks.
     """
 
-    def __init__(self, memory: RunMemory, part: Part, links: Links | None, generation: int) -> None:
+    def __init__(
+        self, memory: RunMemory, part: Part, links: Links | None, generation: int, overlaps: bool | None = None
+    ) -> None:
+        layout = memory.dimensions.layout
         self._memory, self._part, self._links, self._generation = memory, part, links, generation
         self._row = part.rank * ROW_WORDS
         self._schedules: dict[tuple[Held, tuple[int, ...]], _Schedule] = {}
+        self.overlaps = layout.nbytes >= OVERLAP_BYTES if overlaps is None else overlaps
+        self.buckets = buckets(layout.blocks, part.hosts)
+        self._helper: ThreadPoolExecutor | None = None
+        self._running: Future[None] | None = None
+        self._is_closed = False
 
     def add_own(self, step: int, held: Held, present: tuple[int, ...]) -> None:
         """Add this rank's blocks of the subtrees that the host holds whole; then say so."""
@@ -66,23 +87,69 @@ class HostSum:
             call()
         self._memory.arrived_words[self._row + PARTIAL] = step + 1
 
+    def report(self, step: int, count: int | None = None) -> None:
+        """Say that the first ``count`` buckets (None: all) of this rank's gradients of ``step`` are there."""
+        total = len(self.buckets)
+        self._memory.arrived_words[self._row + READY] = step * total + (total if count is None else count)
+
     def run(self, step: int, held: Held, present: tuple[int, ...], idle: Callable[[], None] = lambda: None) -> None:
         """Make ``total``, its squares and the losses of ``step`` whole on this host. Raises Halted, LinkLost.
 
         ``idle`` is called now and then while this host waits; it may raise.
         """
-        assert self._links is not None
-        memory, links, part = self._memory, self._links, self._part
-        words, header, slot = memory.arrived_words, memory.header_words, step % RING
-        for rank in range(1, part.ranks):
+        for rank in range(1, self._part.ranks):
             self._wait(rank * ROW_WORDS + PARTIAL, step + 1, idle)
         schedule = self._schedule(held, present)
+        self._exchange(schedule, step, idle, lambda: len(self.buckets), _PATIENCE_SECONDS)
+
+    def start(self, step: int, held: Held, present: tuple[int, ...]) -> None:
+        """Begin to add and send, in the helper thread, what the ranks of this host will report."""
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, "dtrain exchange")
+        self._running = self._helper.submit(self._overlap, step, held, present)
+
+    def finish(self, idle: Callable[[], None] = lambda: None) -> None:
+        """Wait until the step that was started is whole on this host. Raises Halted, LinkLost."""
+        assert self._running is not None
+        running, self._running = self._running, None
+        while True:
+            try:
+                return running.result(timeout=_IDLE_SECONDS)
+            except TimeoutError:
+                if running.done():
+                    raise
+                idle()
+
+    def close(self) -> None:
+        """End the helper thread; the generation is halted or over."""
+        self._is_closed = True
+        if self._helper is not None:
+            self._helper.shutdown()
+
+    def _overlap(self, step: int, held: Held, present: tuple[int, ...]) -> None:
+        words, total = self._memory.arrived_words, len(self.buckets)
+        rows = [rank * ROW_WORDS + READY for rank in range(self._part.ranks)]
+        schedule = self._schedule(held, present)
+
+        def ready() -> int:
+            return min(words[row] for row in rows) - step * total
+
+        self._exchange(schedule, step, lambda: None, ready, _READY_SECONDS)
+
+    def _exchange(
+        self, schedule: _Schedule, step: int, idle: Callable[[], None], ready: Callable[[], int], patience: float
+    ) -> None:
+        """Exchange one step; ``ready`` tells how many buckets are there."""
+        assert self._links is not None
+        links, words, header, slot = self._links, self._memory.arrived_words, self._memory.header_words, step % RING
         schedule.start(links, step)
         while schedule.is_waiting or not links.is_sent():
-            if header[HALT] >= self._generation:
+            if header[HALT] >= self._generation or self._is_closed:
                 raise Halted
+            if schedule.offered < len(self.buckets):
+                schedule.offer(links, slot, ready(), self.overlaps)
             try:
-                arrived = links.progress(step, _PATIENCE_SECONDS)
+                arrived = links.progress(step, patience if schedule.offered < len(self.buckets) else _PATIENCE_SECONDS)
             except LinkLost:
                 if header[HALT] >= self._generation:  # the other host has only seen it first
                     raise Halted from None
@@ -128,7 +195,7 @@ class _Schedule:
         self.subtrees = [cover(shards, present, h) for h in held]
         own = self.subtrees[part.host]
         self._rows = self._place_own(own)
-        self.own = self._bind_own(own)
+        self.own = self._bind_own(split_evenly(layout.blocks, part.ranks)[part.rank])
         self._slices = split_evenly(layout.blocks, part.hosts)
         self._peers = [h for h in range(part.hosts) if h != part.host]
         self._missing = self._unannounced = 0
@@ -149,11 +216,12 @@ class _Schedule:
                 self._many.append(subtree)
         return rows
 
-    def _bind_own(self, own: Sequence[Subtree]) -> list[Call]:
+    def _bind_own(self, blocks: tuple[int, int]) -> list[Call]:
+        """The additions that make the own subtrees in these blocks."""
         memory, layout = self._memory, self._memory.dimensions.layout
         scratch = scratch_of(layout, memory.dimensions.shards)
         calls: list[Call] = []
-        for block in range(*split_evenly(layout.blocks, self._part.ranks)[self._part.rank]):
+        for block in range(*blocks):
             where = layout.block(block)
 
             def gradient(leaf: Leaf, where: slice = where) -> NDArray[np.generic]:
@@ -169,13 +237,9 @@ class _Schedule:
         memory, part = self._memory, self._part
         layout = memory.dimensions.layout
         lo, hi = self._slices[part.host]
-        self._chunks = [_chunks(*blocks) for blocks in self._slices]
-        self._sends = [  # (host, chunk of its slice) of each own subtree, chunk by chunk
-            (peer, row[_elements(memory, chunk)])
-            for peer in self._peers
-            for chunk in self._chunks[peer]
-            for row in self._rows.values()
-        ]
+        self._buckets = buckets(layout.blocks, part.hosts)
+        self._chunks = [[chunk for owner, chunk in self._buckets if owner == h] for h in range(part.hosts)]
+        self._adds_of_bucket: dict[int, list[Call]] = {}
         start, end = _elements(memory, (lo, hi)).start, _elements(memory, (lo, hi)).stop
         self._incoming = {
             peer: {s: np.empty(end - start, layout.dtype) for s in self.subtrees[peer]} for peer in self._peers
@@ -213,6 +277,8 @@ class _Schedule:
         self._is_announced = False
         self._next = {peer: 0 for peer in self._peers}  # frames of PARTIAL that have arrived
         self._added = 0  # chunks of the own slice
+        self.offered = 0  # buckets
+        self._own_ready = 0  # of them, those of the own slice
         self._missing, self._unannounced = 0, len(self._peers)
         lo = _elements(memory, self._slices[part.host]).start
         for peer in self._peers:
@@ -227,9 +293,25 @@ class _Schedule:
             links.receive(peer, Kind.FIGURES, self._figures[peer])
             self._missing += 1
             links.receive(peer, Kind.DONE, self._nothing)
-        for peer, content in self._sends:
-            links.send(peer, Kind.PARTIAL, content)
-        self._advance(links, step % RING)
+
+    def offer(self, links: Links, slot: int, ready: int, adds: bool) -> None:
+        """Hand out the buckets below ``ready``; with ``adds`` the own subtrees in them are still to be added."""
+        while self.offered < ready:
+            number = self.offered
+            owner, chunk = self._buckets[number]
+            if adds:
+                calls = self._adds_of_bucket.get(number)
+                if calls is None:
+                    calls = self._adds_of_bucket[number] = self._bind_own(chunk)
+                for call in calls:
+                    call()
+            self.offered += 1
+            if owner == self._part.host:
+                self._own_ready += 1
+                continue
+            for row in self._rows.values():
+                links.send(owner, Kind.PARTIAL, row[_elements(self._memory, chunk)])
+        self._advance(links, slot)
 
     def arrived(self, links: Links, host: int, kind: Kind, slot: int) -> None:
         """A posted frame is there."""
@@ -247,7 +329,11 @@ class _Schedule:
         chunks = self._chunks[part.host]
         while self._added <= len(chunks):
             chunk = self._added
-            if chunk < len(chunks) and any(self._next[p] < (chunk + 1) * self._frames[p] for p in self._peers):
+            if chunk < len(chunks):
+                is_here = chunk < self._own_ready
+                if not is_here or any(self._next[p] < (chunk + 1) * self._frames[p] for p in self._peers):
+                    return
+            elif self.offered < len(self._buckets):  # the losses are not there before the last gradient
                 return
             self._added += 1
             if chunk == len(chunks):
@@ -300,8 +386,14 @@ class _Schedule:
             links.send(peer, Kind.DONE, self._nothing)
 
 
-def _chunks(lo: int, hi: int) -> list[tuple[int, int]]:
-    return [(start, min(start + CHUNK_BLOCKS, hi)) for start in range(lo, hi, CHUNK_BLOCKS)]
+def buckets(blocks: int, hosts: int) -> list[tuple[int, tuple[int, int]]]:
+    """The buckets in the order in which they travel: who owns it, and its blocks ``lo..hi``."""
+    found = [
+        (owner, (start, min(start + CHUNK_BLOCKS, hi)))
+        for owner, (lo, hi) in enumerate(split_evenly(blocks, hosts))
+        for start in range(lo, hi, CHUNK_BLOCKS)
+    ]
+    return found[::-1]
 
 
 def _elements(memory: RunMemory, blocks: tuple[int, int]) -> slice:

@@ -50,6 +50,7 @@ UPDATE_STEP = 3  # step + 1 to which the two words before belong
 BEATS = 4  # grows with every finished piece of work
 PARTIAL = 5  # step + 1 whose part of `partials` is there
 WAITS = 6  # grows while the rank waits for another host
+READY = 7  # buckets of this step's gradients that are there, counted over all steps (`exchange.py`)
 ROW_WORDS = 8
 
 # phases of a step, in `ARRIVED`

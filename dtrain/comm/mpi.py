@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -144,9 +145,11 @@ class MpiLinks:
         return self._keys[0][0] if self._keys else self._host
 
     def close(self) -> None:
+        # What is not over is given up: its rank is gone, or has given it up as well.
         for request in self._receives:
-            if request != MPI.REQUEST_NULL:
-                request.Cancel()
+            with suppress(MPI.Exception):
+                if request != MPI.REQUEST_NULL:
+                    request.Cancel()
         # What is on its way can be neither taken back nor refused: its buffers have to stay until MPI is done.
         self._world.unfinished += [r for r in (*self._receives, *self._sends) if not _is_over(r)]
         self._receives, self._sends, self._keys, self._sizes = [], [], [], []

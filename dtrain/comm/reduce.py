@@ -64,11 +64,12 @@ class SliceSum:
 class Squares:
     """The sums of squares of the segments in blocks ``lo..hi`` of ``total``, in float64.
 
-    A norm is over one segment, so that the figure cannot depend on the slice that a rank holds.
+    A norm is over one segment, so that the figure cannot depend on the slice that a rank holds. Running values have
+    no part in it: their figure is 0, or nan if one of them is not finite, so that the sum of all tells that too.
     """
 
     def __init__(self, layout: Layout, total: NDArray[np.generic], blocks: tuple[int, int]) -> None:
-        self._first = blocks[0]
+        self._first, self._running = blocks[0], layout.parameter_blocks
         self._wide = np.empty(BLOCK, np.float64)
         self._parts = [
             [(layout.segment_starts[block] + i, total[s.lo : s.hi]) for i, s in enumerate(layout.segments[block])]
@@ -78,6 +79,9 @@ class Squares:
     def run(self, block: int, squares: NDArray[np.float64]) -> None:
         """Write the sum of squares of each segment of ``block`` into ``squares``: a function of its values alone."""
         for index, part in self._parts[block - self._first]:
+            if block >= self._running:
+                squares[index] = 0.0 if np.isfinite(part).all() else np.nan
+                continue
             wide = self._wide[: part.size]
             np.copyto(wide, part)
             squares[index] = float(np.dot(wide, wide))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,20 @@ _STATE = threading.local()
 _MASK = (1 << 64) - 1
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a model said of its shard: the ``value`` that belongs to a leaf of the parameters, and the user's line."""
+
+    leaf: Any
+    value: Any
+    line: str
+
+
 class StepContext:
-    """What a model may ask about the step that it is part of."""
+    """What a model may ask about the step that it is part of, and tell about its shard.
+
+    ``reports`` is None unless somebody wants to have them.
+    """
 
     def __init__(self, seed: int, step: int, shard: int, training: bool) -> None:
         self.seed = seed
@@ -34,6 +47,7 @@ class StepContext:
         self.shard = shard
         self.training = training
         self.places = 0
+        self.reports: list[Report] | None = None
 
     @property
     def key(self) -> np.ndarray:

@@ -7,8 +7,9 @@ the bits of a run depend neither on how often nor on where the plan was bound. L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -316,6 +317,16 @@ class Plan:
             steps.extend(self._after.get(number, []))
         self.steps = steps
 
+    @cached_property
+    def finished_at(self) -> tuple[int, ...]:
+        """For each output, how many of the calls have to be made until it is there."""
+        last = [0] * len(self.outputs)
+        for number, step in enumerate(self.steps, 1):
+            root = step.out if step.out.root is None else step.out.root
+            if root.output >= 0:
+                last[root.output] = number
+        return tuple(last)
+
     # -- binding ------------------------------------------------------------------------------------------------------
 
     def bind(
@@ -416,6 +427,17 @@ class Bound:
     def run(self) -> None:
         """Execute every call in order."""
         for call in self.calls:
+            call()
+
+    def run_in_parts(self, parts: Sequence[tuple[int, int]], report: Callable[[int], None]) -> None:
+        """Execute every call in order; for each (count, word) in ``parts``, report the word after so many calls."""
+        start = 0
+        for end, word in parts:
+            for call in self.calls[start:end]:
+                call()
+            report(word)
+            start = end
+        for call in self.calls[start:]:
             call()
 
     def first_nonfinite(self) -> str | None:

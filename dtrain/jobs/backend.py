@@ -51,13 +51,21 @@ class MpiBackend:
 
     def __init__(self, ranks: Ranks) -> None:
         self.workers, self._ranks = ranks.size, ranks
-        self.has_begun = False
+        self._launcher: Launcher | None = None
+
+    @property
+    def has_begun(self) -> bool:
         """Whether the other ranks know that they are workers; until then they wait for a word of rank 0."""
+        return self._launcher is not None
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether a rank is gone."""
+        return self._launcher is not None and self._launcher.has_lost
 
     def launcher(self, spec: JobSpec, program: Program) -> Launcher:
-        launcher = self._ranks.launcher(spec, program)
-        self.has_begun = True
-        return launcher
+        self._launcher = self._ranks.launcher(spec, program)
+        return self._launcher
 
     def __str__(self) -> str:
         from dtrain.comm.mpi import library

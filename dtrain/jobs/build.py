@@ -56,6 +56,7 @@ def build(spec: JobSpec, check: bool = True) -> Program:
         clip_norm=spec.optimizer.clip_norm,
         clip_value=spec.optimizer.clip_value,
         on_nonfinite=spec.on_nonfinite,
+        overlap=spec.overlap,
     )
 
 

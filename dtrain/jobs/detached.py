@@ -104,6 +104,7 @@ class LocalJobs:
 def _start(run: RunDirectory, workers: int | str | None) -> Job:
     """Run a directory in a session of its own; return when it has begun, or raise what it said when it could not."""
     arguments = ["resume", str(run.path)] + ([] if workers is None else ["--workers", str(workers)])
+    before = run.read_result()
     code = _COMMAND.format(folder=str(Path(__file__).resolve().parents[1]))
     with open(run.log_file, "ab") as log:
         start = log.tell()
@@ -116,7 +117,7 @@ def _start(run: RunDirectory, workers: int | str | None) -> Job:
         )
     while run.holder() != process.pid:
         if process.poll() is not None:
-            if process.returncode in (0, 130, 143):  # it was quick
+            if process.returncode == 0 or run.read_result() != before:  # it was quick
                 break
             error = DtrainError(_last_line(run.log_file, start) or f"{run.path}: the job did not start")
             error.exit_code = max(process.returncode, 2)

@@ -150,7 +150,7 @@ def _cluster() -> Check:
             free = cpus(client)
             where, there = client.get_address(), client._server_ray_version
     except DtrainError as error:
-        if given is None:
+        if given is None and "token" not in str(error):
             text = "none runs on this machine; start one with ray start --head, or give --address"
             return Check("ray", "cluster", "missing", text)
         return Check("ray", "cluster", "broken", str(error))

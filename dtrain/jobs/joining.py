@@ -93,8 +93,8 @@ class JoiningLauncher(Launcher):
         self.door.close()
 
 
-def work(addresses: Sequence[Address], token: bytes, hello: dict[str, Any], connect: Connect | None = None) -> None:
-    """Be a worker of the job behind the door at ``addresses``, until told to stop. Raises DoorError.
+def work(addresses: Sequence[Address], token: bytes, hello: dict[str, Any], connect: Connect | None = None) -> Message:
+    """Be a worker of the job behind the door at ``addresses``; return the word to stop, or {}. Raises DoorError.
 
     ``hello`` says who comes. ``connect`` makes the lines to other hosts; over TCP unless given.
     """
@@ -121,6 +121,7 @@ def work(addresses: Sequence[Address], token: bytes, hello: dict[str, Any], conn
 
     try:
         worker.run(prepare)
+        return worker.farewell
     finally:
         agent.close()
 

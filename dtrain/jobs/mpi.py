@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,8 +75,18 @@ class Ranks:
         said = self.tell({})
         if "door" not in said:
             return int(said["exit_code"])
-        work([tuple(a) for a in said["door"]], said["token"].encode(), {"rank": self.world.rank}, self.connect)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # mpirun sends them to all; rank 0 stops the run
+        word = work([tuple(a) for a in said["door"]], said["token"].encode(), {"rank": self.world.rank}, self.connect)
+        if not word or word["lost"]:
+            self.leave(0 if word else 3)
         return 0
+
+    def leave(self, code: int) -> None:
+        """End this process without a word to MPI, which might wait for ever for the ranks that were lost."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     def connect(self, worker: Worker, message: Message) -> Links:
         """Make the lines to the first ranks of the other hosts; a worker's number is its rank."""

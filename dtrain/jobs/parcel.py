@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
@@ -34,10 +34,11 @@ BEGIN = "dtrain parcel begins"
 _END = re.compile(r"dtrain parcel ends (\d+) ([0-9a-f]{64})")
 _PIECE_BYTES = 12_000  # a line of 16,000 characters: Ray hands on no more than 20,000 at once
 _ATTEMPTS = 3
+_PATIENCE_SECONDS, _SLOWEST_BYTES_PER_SECOND = 60.0, 500_000
 
 
-def pack(run: Path, checkpoints: int, write_line: Callable[[str], object]) -> None:
-    """Pack a run directory with its newest checkpoints into lines. The run may go on meanwhile.
+def pack(run: Path, checkpoints: int, write_line: Callable[[str], object]) -> int:
+    """Pack a run directory with its newest checkpoints into lines; return its size in bytes. The run may go on.
 
     Raises InputError if there is no run, DtrainError if a file cannot be read.
     """
@@ -57,6 +58,7 @@ def pack(run: Path, checkpoints: int, write_line: Callable[[str], object]) -> No
             raise DtrainError(f"{run}: cannot be packed: {error}") from None
     size, digest = lines.finish()
     write_line(f"dtrain parcel ends {size} {digest}")
+    return size
 
 
 def receive(lines: Iterable[str], file: BinaryIO) -> None:
@@ -124,17 +126,19 @@ def check_destination(destination: Path) -> None:
         raise InputError(f"{destination}: is there already; name a new directory")
 
 
-@contextmanager
-def held(timeout_seconds: float = 60.0) -> Iterator[None]:
-    """After what is done inside, wait for SIGTERM, by which the receiver says that all has come, or for the timeout.
+def keep_stop_waiting() -> None:
+    """From now on, keep a SIGTERM back until ``empty_when_stopped`` waits for it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def empty_when_stopped(size: int) -> None:
+    """Wait for SIGTERM, by which the receiver says that a parcel of so many bytes has come.
 
     Then standard output, if it is a file, is emptied: a cluster's logs shall not keep a copy of every run fetched.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # one that comes early is kept until it is waited for
-    yield
     sys.stdout.flush()
     if stat.S_ISREG(os.fstat(1).st_mode):
-        signal.sigtimedwait({signal.SIGTERM}, timeout_seconds)
+        signal.sigtimedwait({signal.SIGTERM}, _PATIENCE_SECONDS + size / _SLOWEST_BYTES_PER_SECOND)
         os.ftruncate(1, 0)
 
 

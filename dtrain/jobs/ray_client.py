@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,9 +33,8 @@ class Unreachable(InputError):
 
 def connect(address: str) -> Any:
     """Return a JobSubmissionClient of the cluster. Raises InputError for what is missing, unreachable or refused."""
-    # Read by Ray when it is imported: how long it looks for a cluster's control store, and what it says meanwhile.
+    # Read by Ray when it is imported: how long it looks for a cluster's control store.
     os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "2")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
@@ -54,6 +54,7 @@ def connect(address: str) -> Any:
     for name in list(logging.root.manager.loggerDict):  # they say what they upload, as if they were the command
         if name.partition(".")[0] == "ray":
             logging.getLogger(name).setLevel(logging.ERROR)
+    _check_token(address)
     _check_reachable(address)
     # Ray lets the environment override an address that is given.
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{address}" if _is_bare_dashboard(address) else address
@@ -77,9 +78,7 @@ def told(address: str) -> Iterator[None]:
 def _told(address: str, error: Exception) -> DtrainError:
     kind, text = type(error).__name__, " ".join(str(error).split())
     if kind == "AuthenticationError":
-        if "is set but" in text:  # and its file is not there
-            return InputError(f"{address}: {text.partition('. ')[0]}")
-        if "Authentication required" in text or "couldn't find an authentication token" in text:
+        if "Authentication required" in text or "is currently 'disabled'" in text:
             return InputError(
                 f"{address}: the cluster asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
                 "RAY_AUTH_TOKEN_PATH to the cluster's"
@@ -89,12 +88,31 @@ def _told(address: str, error: Exception) -> DtrainError:
         )
     if kind in ("ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError"):
         return Unreachable(f"{address}: does not answer in time; is it the dashboard of a Ray cluster?")
+    if address == "auto" and isinstance(error, ConnectionError):
+        return Unreachable("auto: no Ray cluster runs on this machine; start one with ray start --head")
     if isinstance(error, ConnectionError) or kind in ("ConnectionError", "InvalidURL", "InvalidSchema", "SSLError"):
         return Unreachable(f"{address}: cannot be reached; expected the dashboard of a Ray cluster, http://HOST:8265")
     if kind in ("JSONDecodeError", "HTTPError", "KeyError") or "404" in text:
         return Unreachable(f"{address}: is not the dashboard of a Ray cluster")
     lines = [line for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
     return DtrainError(f"{address}: {lines[-1].strip() if lines else kind}")
+
+
+def _check_token(address: str) -> None:
+    """Raise InputError if a token is to be sent and there is none; Ray aborts the process for some addresses then."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(given or "~/.ray/auth_token").expanduser()
+    try:
+        if file.read_text().strip():
+            return
+        reason = "is empty"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if given:
+        raise InputError(f"{address}: RAY_AUTH_TOKEN_PATH: {file} {reason}")
+    raise InputError(f"{address}: RAY_AUTH_MODE is token, but there is none; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
 
 
 def _check_reachable(address: str) -> None:

@@ -31,7 +31,7 @@ from dtrain.jobs.staging import is_elsewhere, stage
 from dtrain.jobs.validation import validate
 from dtrain.monitor.progress import final_summary
 
-BACKEND = ""
+BACKEND = "--backend ray"
 """Options with which ``dtrain run`` and ``dtrain resume`` use the cluster."""
 
 PREPARE = 'mkdir -p "$D" && cp -R . "$D/files" || exit 2; '
@@ -78,9 +78,9 @@ class RayJobs:
         run = f"{spec.name}/{fresh_id()}"
         with tempfile.TemporaryDirectory(prefix="dtrain-") as folder:
             stage(spec, Path(folder))
-            metadata = {"dtrain": __version__, "dtrain_run": run} | (
-                {} if steps is None else {"dtrain_steps": f"{steps}"}
-            )
+            metadata = {"dtrain": __version__, "dtrain_run": run}
+            if steps is not None:
+                metadata["dtrain_steps"] = str(steps)
             return self._start(run, entrypoint(run, run_command(), PREPARE), metadata, Path(folder))
 
     def all(self) -> Sequence[Job]:
@@ -103,8 +103,7 @@ class RayJobs:
 
     def resume(self, job_id: str, workers: int | str | None) -> Job:
         attempt = self._find(job_id)
-        run = attempt.metadata["dtrain_run"]
-        status = str(attempt.status.value).lower()
+        run, status = attempt.metadata["dtrain_run"], self._describe(attempt).status
         if status not in ENDED:
             raise InputError(f"{job_id}: is {status}; wait for it, or stop it with dtrain stop {job_id}")
         if status == "succeeded":
@@ -198,7 +197,7 @@ class RayJobs:
                 "on all nodes"
             )
         error = DtrainError(f"{self._address}: {_last_words(log, details.message)}")
-        error.exit_code = _exit_code("failed", details.driver_exit_code, {}) or 3
+        error.exit_code = _exit_code("failed", details.driver_exit_code, {}) or error.exit_code
         raise error
 
     def _status(self, submission: str) -> str:
@@ -210,10 +209,11 @@ class RayJobs:
 
     def _log(self, submission: str) -> str:
         """All that a job has said so far; nothing if its node is gone."""
-        try:
-            return str(self._client.get_job_logs(submission))
-        except RuntimeError:
-            return ""
+        with told(self._address):
+            try:
+                return str(self._client.get_job_logs(submission))
+            except RuntimeError:
+                return ""
 
     def _follow(self, submission: str) -> Iterator[str]:
         """Yield a job's log until it ends; a connection that breaks is made anew, as long as there is any progress."""
@@ -276,7 +276,9 @@ class RayJobs:
     def _describe(self, attempt: Any) -> Job:
         status = str(attempt.status.value).lower()
         log = "" if status == "pending" else self._log(attempt.submission_id)
-        result = _result(log)
+        result = _result(log) if status in ENDED else {}
+        # A signal that did not come from Ray is a failure to it, and a stop that came too late a stop.
+        status = result.get("status", status)
         progress = next(reversed(list(_PROGRESS.finditer(log))), None)
         step, loss = result.get("step"), result.get("train_loss")
         if not result and progress:
@@ -301,13 +303,12 @@ class RayJobs:
 
 
 def _exit_code(status: str, code: int | None, result: Mapping[str, Any]) -> int | None:
-    """What the job's own command returned, as far as Ray knows; a driver that was killed has failed."""
-    if status not in ENDED:
-        return None
+    """What the job's own command returned, as far as it or Ray says; a driver that was killed has failed."""
+    if status not in ENDED or "exit_code" in result:
+        return result.get("exit_code")
     if status == "succeeded":
         return 0
-    known = result.get("exit_code") or code
-    return int(known) if known and known > 0 else 143 if status == "stopped" else 3
+    return code if code is not None and code > 0 else 143 if status == "stopped" else 3
 
 
 def _last_words(log: str, message: str | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.backend import Backend, LocalBackend, MpiBackend
@@ -39,18 +41,25 @@ def started(zygote: Zygote | None, backend: str, workers: int | str | None) -> I
 def _mpi(workers: int | str | None) -> Iterator[Choose | None]:
     ranks = Ranks()
     if not ranks.is_first:
-        code = ranks.work()
+        own = ranks.work()
         yield None
-        if code:
-            raise SystemExit(code)
+        if own:
+            raise SystemExit(own)
         return
     if workers not in (None, "auto", ranks.size):
         ranks.tell({"exit_code": InputError.exit_code})
         raise InputError(f"--workers: under mpirun there are as many workers as ranks: {ranks.size}; leave it out")
     backend = MpiBackend(ranks)
+    code: Any = 0
     try:
         yield lambda spec: backend
     except DtrainError as error:
         if not backend.has_begun:
             ranks.tell({"exit_code": error.exit_code})
         raise
+    except SystemExit as end:
+        code = end.code
+        raise
+    finally:
+        if backend.has_lost and sys.exc_info()[0] in (None, SystemExit):
+            ranks.leave(code)

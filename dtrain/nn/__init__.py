@@ -1,8 +1,9 @@
 """Layers, losses, initialisers and the models that ship, all written in plain NumPy.
 
 Owns no engine and no state: every function takes arrays, traced or plain, and returns arrays. Invariant: each
-sample's result depends on that sample and the parameters alone, so that a batch may be cut into shards anywhere
-(dropout also depends on the step and the shard, through the step's context).
+sample's result depends on that sample and the parameters alone, so that a batch may be cut into shards anywhere. There
+are two exceptions in training: dropout also depends on the step and the shard, through the step's context, and
+batch_norm on the other samples of the shard.
 """
 
 from dtrain.nn.layers import dropout, linear, relu, sigmoid, tanh
@@ -16,6 +17,8 @@ from dtrain.nn.losses import (
     squared_hinge,
 )
 from dtrain.nn.models import MODELS, Model, make_model
+from dtrain.nn.normalisation import batch_norm
+from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "Model",
     "Supervised",
     "accuracy",
+    "batch_norm",
     "check_labels",
     "dropout",
     "linear",
@@ -31,6 +35,8 @@ __all__ = [
     "mean_squared_error",
     "multiclass_hinge",
     "relu",
+    "report",
+    "running",
     "sigmoid",
     "softmax_cross_entropy",
     "squared_hinge",

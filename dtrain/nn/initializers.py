@@ -37,3 +37,8 @@ def xavier(
 def zeros(*shape: int) -> Array:
     """Zeros, for biases."""
     return np.zeros(shape, np.float32)
+
+
+def ones(*shape: int) -> Array:
+    """Ones, for the scales of a normalisation."""
+    return np.ones(shape, np.float32)

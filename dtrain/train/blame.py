@@ -23,11 +23,14 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
             with np.errstate(all="ignore"):
                 runner.gather(step, shard).bind(shard).run()
         views = layout.views(memory.gradients[shard])
-        bad = [n for n, v in zip(layout.names, views, strict=True) if not np.isfinite(v).all()]
+        bad = [i for i, v in enumerate(views) if not np.isfinite(v).all()]
         loss = float(memory.losses[step % RING, shard])
         if np.isfinite(loss) and not bad:
             continue
-        what = f"the loss is {loss}" if not np.isfinite(loss) else f"the gradient of {bad[0]} is not finite"
+        what = f"the loss is {loss}"
+        if np.isfinite(loss):
+            part = "what was reported for the running value" if bad[0] in layout.momenta else "the gradient of"
+            what = f"{part} {layout.names[bad[0]]} is not finite"
         place = f"step {step}, shard {shard}: {what}"
         indices = sampler.indices(step, shard)
         for key, array in program.train.items():
@@ -42,6 +45,13 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
         return NonFiniteError(
             f"{place}; first in {origin}. Lower the learning rate, clip the gradient, or set on_nonfinite: skip"
         )
+    totals = layout.views(memory.total)
+    for index in layout.momenta:
+        if not np.isfinite(totals[index]).all():
+            return NonFiniteError(
+                f"step {step}: what every shard reported for the running value {layout.names[index]} is finite, but "
+                "their sum is not; scale it down"
+            )
     return NonFiniteError(
         f"step {step}: every shard's gradient is finite, but their sum is not; lower the learning rate or clip"
     )

@@ -19,6 +19,9 @@ class Launcher(ABC):
     spans_hosts = False
     """Whether workers may be on other hosts."""
 
+    has_lost = False
+    """Whether a worker was lost; the service says so."""
+
     @abstractmethod
     def start(self, worker: int, memory: RunMemory) -> Channel | None:
         """Start a worker and return the line to it at once, over which it says "joined" when it is up.

@@ -13,6 +13,7 @@ from dtrain.comm.layout import Layout
 from dtrain.comm.memory import Dimensions
 from dtrain.data.sampler import Sampler
 from dtrain.graph.tree import named_leaves
+from dtrain.nn.running import Running
 from dtrain.optim.rule import Rule
 from dtrain.optim.schedules import Schedule
 
@@ -28,7 +29,8 @@ class Program:
 
     ``init(rng)`` returns a tree of float arrays; ``loss(params, batch)`` a loss per sample (n,) or the mean over the
     shard; ``metrics(params, batch)`` a dict of (n,) arrays. ``steps`` is the total number of steps, ``eval_every`` the
-    steps between evaluations (0: none). ``dtype`` is that of the parameters.
+    steps between evaluations (0: none). ``dtype`` is that of the parameters. ``overlap`` does not decide the
+    result: whether gradients travel between hosts while backward runs (None: if they are large).
     """
 
     init: Callable[[np.random.Generator], Any]
@@ -48,6 +50,7 @@ class Program:
     clip_value: float | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     shuffle: bool = True
+    overlap: bool | None = None
 
     def sampler(self) -> Sampler:
         return Sampler(len(next(iter(self.train.values()))), self.batch, self.shards, self.seed, shuffle=self.shuffle)
@@ -57,7 +60,10 @@ class Program:
         return self.init(np.random.Generator(np.random.Philox(key=np.array([self.seed, INIT_STREAM], np.uint64))))
 
     def layout(self, parameters: Any) -> Layout:
-        return Layout.of([(n, np.asarray(a)) for n, a in named_leaves(parameters)], self.dtype)
+        """The layout of the tree that ``init`` returns; leaves marked with ``dtrain.nn.running`` are running values."""
+        leaves = named_leaves(parameters)
+        running = [(i, leaf.momentum) for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Running)]
+        return Layout.of([(n, np.asarray(a)) for n, a in leaves], self.dtype, running)
 
 
 def dimensions(program: Program, layout: Layout, max_workers: int) -> Dimensions:

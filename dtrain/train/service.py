@@ -157,7 +157,8 @@ class Service:
         """Train to the end, to a stop or to a failure, and leave nothing behind."""
         start = time.monotonic()
         state = self._state
-        self._observer.started(state.layout.names, self.program.steps, state.first_step, state.sampler.steps_per_epoch)
+        names, steps_per_epoch = state.layout.parameter_names, state.sampler.steps_per_epoch
+        self._observer.started(names, self.program.steps, state.first_step, steps_per_epoch)
         try:
             self._handle(e.Started())
             while self._finish is None:
@@ -239,6 +240,7 @@ class Service:
     def _gone(self, worker: int) -> None:
         """A worker's line has ended, or it is given up."""
         self._lost += 1
+        self._launcher.has_lost = True
         self._lost_at = self._lost_at or time.monotonic()
         host = self._hosts.host_of.get(worker, 0)
         if worker in self._channels:
@@ -541,7 +543,7 @@ class Service:
     def _close(self) -> None:
         """Let the workers go, kill who does not, and give everything back."""
         self._hosts.halt(FOREVER)
-        self._send({w: {"type": "stop"} for w in self._channels})
+        self._send({w: {"type": "stop", "lost": self._lost} for w in self._channels})
         self._listen(set(self._channels), lambda message: False)
         self._launcher.close()
         for worker in list(self._channels):

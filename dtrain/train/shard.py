@@ -22,6 +22,7 @@ from dtrain.errors import DtrainError, InputError, ShapeError
 from dtrain.graph import Arena, Bound, Graph, Plan, Tensor, backward, flatten, step_context, step_key, unflatten
 from dtrain.graph.tensor import recording
 from dtrain.train.program import Program
+from dtrain.train.reports import reported
 
 _LINE = re.compile(r"\S:\d+")  # where an error says itself which line it is about
 _DTRAIN, _NUMPY = Path(__file__).parents[1], Path(np.__file__).parent
@@ -56,8 +57,10 @@ class _Signature:
         self.batch.fill(runner.sampler.indices(step, shard))
         graph = Graph()
         parameters = [graph.input(v, n) for n, v in zip(runner.layout.names, runner.parameters, strict=True)]
+        learnt = [p for i, p in enumerate(parameters) if i not in runner.layout.momenta]
         samples = {k: graph.input(a, f"batch.{k}") for k, a in self.batch.arrays.items()}
-        with step_context(program.seed, step, shard, training=True), recording(graph):
+        with step_context(program.seed, step, shard, training=True) as context, recording(graph):
+            context.reports = []
             state = np.random.get_state(legacy=False)
             per_sample = called("loss", program.loss, unflatten(runner.structure, parameters), samples)
             if not _is_same(state, np.random.get_state(legacy=False)):
@@ -66,18 +69,25 @@ class _Signature:
                     "dtrain.graph.random_words for other random numbers"
                 )
             self._loss = _summed(per_sample, size)
-            gradients = backward([self._loss], None, parameters)
-            if not _depends(self._loss, parameters):
+            gradients = iter(backward([self._loss], None, learnt))
+            if not _depends(self._loss, learnt):
                 raise InputError("loss: its value does not depend on params; there is nothing to learn")
-            gradients = [g if g.dtype == program.dtype else g.astype(program.dtype) for g in gradients]
+            running = reported(runner.layout, parameters, context.reports, size)
+            results = [running[i] if i in running else next(gradients) for i in range(len(parameters))]
+            results = [r if r.dtype == program.dtype else r.astype(program.dtype) for r in results]
         self.key = step_key(program.seed, step, shard)
         key = [] if graph.key is None else [graph.key]
         self._inputs = [*runner.parameters, *self.batch.arrays.values(), *([] if graph.key is None else [self.key])]
-        self._plan = Plan([*parameters, *samples.values(), *key], [self._loss, *gradients])
+        self._plan = Plan([*parameters, *samples.values(), *key], [self._loss, *results])
         graph.forget_values()
         self._arena = Arena(self._plan.arena_bytes)
         self.loss = np.empty((), self._loss.dtype)
         self._bound: dict[int, Bound] = {}
+
+    @property
+    def finished_at(self) -> tuple[int, ...]:
+        """For each parameter, after how many calls its gradient is there."""
+        return self._plan.finished_at[1:]
 
     def bind(self, shard: int) -> Bound:
         """Return the calls that run this shard: into its own gradient buffer, and the sum of its losses into `loss`."""
@@ -157,13 +167,27 @@ class ShardRunner:
 
     def gather(self, step: int, shard: int) -> _Signature:
         """Fill the batch buffers with the samples of (step, shard); at least one sample."""
+        if self.layout.running and not self._signatures:
+            self._record_every_size()
         indices = self.sampler.indices(step, shard)
-        signature = self._signatures.get(len(indices))
-        if signature is None:
-            signature = self._signatures[len(indices)] = _Signature(self, len(indices), step, shard)
+        signature = self._signature(step, shard, len(indices))
         signature.batch.fill(indices)
         signature.key[1], signature.key[2] = step, shard
         return signature
+
+    def _signature(self, step: int, shard: int, size: int) -> _Signature:
+        signature = self._signatures.get(size)
+        if signature is None:
+            signature = self._signatures[size] = _Signature(self, size, step, shard)
+        return signature
+
+    def _record_every_size(self) -> None:
+        """Record the loss for each size that a shard has, so that a shard too small for a statistic is told at once and
+        not at the end of an epoch."""
+        last = min(self.sampler.steps_per_epoch, self.program.steps) - 1
+        for step in (0, last):
+            for shard in (0, min(self.sampler.batch_size(step), self.program.shards) - 1):  # the largest, the smallest
+                self._signature(step, shard, len(self.sampler.indices(step, shard)))
 
     def evaluate(self, chunk: int) -> dict[str, float]:
         """Evaluate one chunk of the held-out data with plain NumPy: sums over its samples, and their number."""

@@ -1,7 +1,7 @@
 """The state of a run in its memory: how it begins, how it is copied and named.
 
-The state is parameters, optimizer state and the position in the data, which is a step: the sampler and the schedule are
-functions of it. Nothing here talks to anybody.
+The state is parameters (running values among them), optimizer state and the position in the data, which is a step: the
+sampler and the schedule are functions of it. Nothing here talks to anybody.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RING, RunMemory
 from dtrain.errors import CheckpointError
 from dtrain.graph.tree import flatten, unflatten
+from dtrain.nn.running import running
 from dtrain.train.checkpoint import Checkpoint
 from dtrain.train.fingerprint import CHAIN_START, fingerprint
 from dtrain.train.host import Host
@@ -83,15 +84,19 @@ class RunState:
         return fingerprint(tensors, self.position(step))
 
     def parameters(self, tensors: Tensors) -> Any:
-        """The user's tree around these tensors."""
-        return unflatten(self._structure, [tensors["parameters"][name] for name in self.layout.names])
+        """The user's tree around these tensors; running values keep their mark."""
+        leaves: list[Any] = [tensors["parameters"][name] for name in self.layout.names]
+        for index, momentum in self.layout.running:
+            leaves[index] = running(leaves[index], momentum)
+        return unflatten(self._structure, leaves)
 
     def parameter_norms(self, step: int) -> dict[str, float]:
-        """The gradient's L2 norm by parameter, for a step that is still in the ring."""
+        """The gradient's L2 norm by parameter, for a step that is still in the ring; running values have none."""
         samples = self.sampler.batch_size(step)
         squares = np.bincount(
             self.layout.segment_parameters,
             weights=self.memory.squares[step % RING],
             minlength=len(self.layout.names),
         )
-        return {n: math.sqrt(s) / samples for n, s in zip(self.layout.names, squares.tolist(), strict=True)}
+        norms = {n: math.sqrt(s) / samples for n, s in zip(self.layout.names, squares.tolist(), strict=True)}
+        return {n: norms[n] for n in self.layout.parameter_names}

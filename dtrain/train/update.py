@@ -3,6 +3,9 @@
 ``decide`` is a pure function of what all ranks see, so every rank takes the same decision without a message.
 ``SliceUpdate`` walks a slice in blocks. Before a block is touched its old content goes into the rank's undo record; who
 completes the slice after a death puts the record back and goes on from that block: each block is updated exactly once.
+
+A block of running values is not updated by the rule: the mean of what the shards reported, weighted with their samples,
+is folded into it. Clipping, decay and the rule's state do not touch it.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from dtrain.comm.memory import (
 )
 from dtrain.optim.clipping import clip_by_value
 from dtrain.optim.clipping import scale as clip_scale
-from dtrain.optim.rule import Rule
+from dtrain.optim.rule import Block, Rule
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the ranks do with the summed gradient of one step. ``factor`` multiplies the sum over samples."""
+    """What the ranks do with the summed gradient of one step, which had so many samples."""
 
     action: Literal["update", "skip", "stop"]
     norm: float
     clip: float
-    factor: float
+    samples: int
+
+    @property
+    def factor(self) -> float:
+        """What the sum over samples is multiplied by."""
+        return self.clip / self.samples if self.action == "update" else 0.0
 
 
 def decide(settings: Settings, squares: NDArray[np.float64], losses: NDArray[np.float64], samples: int) -> Decision:
@@ -57,7 +65,7 @@ def decide(settings: Settings, squares: NDArray[np.float64], losses: NDArray[np.
 
     The norm is that of the mean gradient over ``samples``. ``math.fsum`` is exact, so its order does not matter.
     """
-    not_finite = Decision("skip" if settings.on_nonfinite == "skip" else "stop", math.nan, 1.0, 0.0)
+    not_finite = Decision("skip" if settings.on_nonfinite == "skip" else "stop", math.nan, 1.0, samples)
     try:
         total = math.fsum(squares.tolist())
     except OverflowError:  # float64 gradients: each square is finite, their sum is not
@@ -67,7 +75,7 @@ def decide(settings: Settings, squares: NDArray[np.float64], losses: NDArray[np.
         return not_finite
     norm = math.sqrt(total) / samples
     clip = 1.0 if settings.clip_norm is None else clip_scale(norm, settings.clip_norm)
-    return Decision("update", norm, clip, clip / samples)
+    return Decision("update", norm, clip, samples)
 
 
 def write_down(decision: Decision, row: NDArray[np.float64]) -> None:
@@ -88,10 +96,16 @@ class SliceUpdate:
         for block in range(*blocks):
             where = layout.block(block)
             length = where.stop - where.start
-            live = (memory.parameters[where], *(s[where] for s in memory.state))
-            saved = tuple(u[:length] for u in memory.undo[row])
+            is_running = block >= layout.parameter_blocks
+            live = (memory.parameters[where], *(() if is_running else [s[where] for s in memory.state]))
+            pairs = tuple(zip((u[:length] for u in memory.undo[row]), live, strict=False))
+            total = memory.total[where]
             gradient, *scratch = (w[:length] for w in work)
-            self._blocks.append((tuple(zip(saved, live, strict=True)), live, memory.total[where], gradient, scratch))
+            folds = []
+            for segment in layout.segments[block] if is_running else ():
+                part = slice(segment.lo - where.start, segment.hi - where.start)
+                folds.append((live[0][part], total[part], layout.momenta[segment.parameter], gradient[part]))
+            self._blocks.append((pairs, live, total, gradient, scratch, folds))
 
     def run(self, step: int, decision: Decision) -> None:
         """Update the slice for ``step``. The rank that owns the row calls it, once per step."""
@@ -122,13 +136,26 @@ class SliceUpdate:
         factor = self._memory.parameters.dtype.type(decision.factor)
         bound = self._settings.clip_value
         for block in range(start, self._hi):
-            pairs, (parameter, *state), total, gradient, scratch = self._blocks[block - self._lo]
-            np.multiply(total, factor, gradient)
-            if bound is not None:
-                clip_by_value(gradient, bound)
+            pairs, (parameter, *state), total, gradient, scratch, folds = self._blocks[block - self._lo]
             for saved, live in pairs:
                 np.copyto(saved, live)
             words[row + BLOCK_IN_WORK] = block
-            update(parameter, gradient, tuple(state), coefficients, tuple(scratch))
+            if folds:
+                for running, reported, momentum, work in folds:
+                    fold(running, reported, decision.samples, momentum, work)
+            else:
+                np.multiply(total, factor, gradient)
+                if bound is not None:
+                    clip_by_value(gradient, bound)
+                update(parameter, gradient, tuple(state), coefficients, tuple(scratch))
             words[row + BLOCKS_DONE] = block + 1
             words[row + BEATS] += 1
+
+
+def fold(running: Block, total: Block, samples: int, momentum: float, scratch: Block) -> None:
+    """running ← (1 − momentum)·running + momentum·total/samples, in place; ``total`` is a sum over samples."""
+    kind = running.dtype.type
+    np.divide(total, kind(samples), out=scratch)
+    np.multiply(scratch, kind(momentum), out=scratch)
+    np.multiply(running, kind(1.0 - momentum), out=running)
+    np.add(running, scratch, out=running)

@@ -16,8 +16,9 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -74,18 +75,22 @@ class Worker:
         self._message: Message | None = None
         self._connect = connect
         self.about: Message = {}
+        self.farewell: Message = {}
+        self.overlap: bool | None = None
 
     def run(self, prepare: Callable[[], tuple[Program, RunMemory]]) -> None:
         """Get the job and the run's memory with ``prepare``, then serve until told to stop."""
         try:
             program, self.memory = prepare()
             self.shards = ShardRunner(program, self.memory)
+            self.overlap = program.overlap
             self.settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
             self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid(), **self.about})
             with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
                 while True:
                     message = self._next_message()
                     if message is not None and message["type"] == "stop":
+                        self.farewell = message
                         return
                     if message is not None and message["type"] == "begin":
                         self._generation(message)
@@ -110,6 +115,7 @@ class Worker:
         """Run steps as a member of one generation, until another message ends it."""
         generation, step = int(message["generation"]), int(message["step"])
         links: Links | None = None
+        member: Member | None = None
         try:
             if "part" in message:
                 self._wait_until_begun(generation)
@@ -135,6 +141,8 @@ class Worker:
             self._wait_until_halted(generation)
             self._channel.send({"type": "halted", "generation": generation})
         finally:
+            if member is not None:
+                member.close()
             if links is not None:
                 links.close()
 
@@ -234,7 +242,7 @@ class Member:
         if "part" in message:
             self.first_held = tuple(map(frozenset, message["first_held"]))
             self.held = tuple(map(frozenset, message["held"]))
-            self._between = HostSum(memory, Part(**message["part"]), links, self.generation)
+            self._between = HostSum(memory, Part(**message["part"]), links, self.generation, worker.overlap)
         self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
         blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
         self._sum = SliceSum(memory.dimensions.layout, memory.gradients, memory.total, blocks)
@@ -243,6 +251,7 @@ class Member:
         self._memory, self._settings, self._idle = memory, worker.settings, worker.check_coordinator
         self._runner, self._sampler = worker.shards, worker.shards.sampler
         self._last_wait = 0.0
+        self._parts_of: dict[int, list[tuple[int, int]]] = {}
         self._shard_done = words(memory.shard_done)
 
     def run(self, step: int, shards: tuple[int, ...], held: Held = ()) -> bool:
@@ -257,11 +266,18 @@ class Member:
         losses = memory.losses[slot]
         data = compute = 0.0
         start = perf_counter()
+        between = self._between
+        overlaps = between is not None and between.overlaps
+        if between is not None and overlaps and self.rank == 0:
+            between.start(step, held, present)
         for shard in shards:
             if shard < len(present):
                 signature = self._runner.gather(step, shard)
                 gathered = perf_counter()
-                signature.bind(shard).run()
+                if between is not None and overlaps and shard == shards[-1]:
+                    signature.bind(shard).run_in_parts(self._parts(signature), partial(between.report, step))
+                else:
+                    signature.bind(shard).run()
                 losses[shard] = signature.loss
                 data += gathered - start
                 start = perf_counter()
@@ -270,15 +286,19 @@ class Member:
             self.words[self.row + BEATS] += 1
             if self.header[HALT] >= self.generation:
                 raise Halted
+        if between is not None and overlaps:
+            between.report(step)
         barrier.arrive(4 * step + GRADIENTS)
         barrier.wait(4 * step + GRADIENTS)
         t0 = perf_counter()
-        if self._between is None:
+        if between is None:
             self._sum.run(present, memory.squares[slot])
-        else:
-            self._between.add_own(step, held, present)
+        elif not overlaps:
+            between.add_own(step, held, present)
             if self.rank == 0:
-                self._between.run(step, held, present, self._idle)
+                between.run(step, held, present, self._idle)
+        elif self.rank == 0:
+            between.finish(self._idle)
         t1 = perf_counter()
         barrier.arrive(4 * step + SUMMED)
         barrier.wait(4 * step + SUMMED)
@@ -297,3 +317,25 @@ class Member:
         barrier.wait(4 * step + UPDATED)
         self._last_wait = perf_counter() - t3
         return True
+
+    def _parts(self, signature: Any) -> list[tuple[int, int]]:
+        """After how many calls of a shard's plan how many buckets of its gradient are there."""
+        assert self._between is not None
+        parts = self._parts_of.get(id(signature))
+        if parts is None:
+            layout, finished = self._memory.dimensions.layout, signature.finished_at
+            parts, calls = [], 0
+            for count, (_, (lo, hi)) in enumerate(self._between.buckets, 1):
+                own = (finished[s.parameter] for block in layout.segments[lo:hi] for s in block)
+                calls = max(calls, *own, 0)
+                if parts and parts[-1][0] == calls:
+                    parts.pop()
+                parts.append((calls, count))
+            # The last calls may be the loss, which is read when all of them are made.
+            parts = self._parts_of[id(signature)] = [(c, n) for c, n in parts if n < len(self._between.buckets)]
+        return parts
+
+    def close(self) -> None:
+        """The generation is over for this worker."""
+        if self._between is not None:
+            self._between.close()

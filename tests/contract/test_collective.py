@@ -274,7 +274,7 @@ def test_the_memory_survives_the_death_of_the_worker_that_wrote_it() -> None:
 
 
 BLOCKS = 40
-DECISION = Decision("update", 1.0, 1.0, 1.0 / 32)
+DECISION = Decision("update", 1.0, 1.0, 32)
 
 
 def run_of(rule: Any) -> RunMemory:

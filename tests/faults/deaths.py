@@ -40,8 +40,9 @@ class Bomb:
 def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
     """Put a death into this process: at step STEP, on this rank, in the middle of this phase."""
     from dtrain.comm.reduce import SliceSum
+    from dtrain.train import update as train_update
     from dtrain.train.shard import ShardRunner
-    from dtrain.train.update import SliceUpdate
+    from dtrain.train.update import SliceUpdate, fold
     from dtrain.train.worker import Member
 
     here: dict[str, int] = {}
@@ -87,7 +88,15 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
                     raise AssertionError("should be dead")
 
             self._settings = replace(self._settings, rule=HalfDone(**vars(rule)))
+        if phase == "fold" and (here["step"], here["rank"]) == (STEP, rank):
+            train_update.fold = half_done_fold
         return update(self, start, step, decision)
+
+    def half_done_fold(running, total, samples, momentum, scratch):
+        fold(running, total, samples, momentum, scratch)
+        running[: running.size // 2] = np.nan
+        die()
+        raise AssertionError("should be dead")
 
     Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update = (  # type: ignore[method-assign]
         noted_run,

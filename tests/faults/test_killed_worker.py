@@ -103,6 +103,21 @@ def test_a_death_inside_each_phase(phase, rank):
     assert outcome.fingerprint == train(spec, 0).fingerprint
 
 
+@pytest.mark.parametrize("phase", ["gradients", "sum", "update", "fold"])
+def test_a_death_inside_each_phase_with_running_values(phase):
+    """The last block is of running values and belongs to rank 1; it dies with half of them, or of its sum, spoilt."""
+    spec = spec_of(epochs=1, model__hidden=[256, 128], model__batch_norm=True)
+    with nothing_left_behind():
+        outcome, is_dead = deaths.run(spec, phase, rank=1)
+    assert is_dead
+    assert outcome.restarts == 1
+    assert outcome.fingerprint == train(spec, 0).fingerprint
+
+
+def test_random_kills_cost_no_step_of_a_model_with_running_values():
+    assert_undisturbed(spec_of(epochs=100, model__batch_norm=True), 2, kills=10, seed=5)
+
+
 def test_killing_the_prepared_process_kills_all_workers_and_costs_no_step():
     spec = spec_of(epochs=40)
     alone = train(spec, 0)

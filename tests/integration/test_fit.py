@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dtrain
+from dtrain import graph, nn
 from dtrain.errors import InputError, NonFiniteError
 from tests.support import nothing_left_behind
 
@@ -200,3 +201,24 @@ def test_a_loss_that_is_not_finite_is_raised(data):
 
     with pytest.raises(NonFiniteError, match="step 0, shard 0: the loss is nan; first in log"):
         dtrain.fit(diverges, {"w": np.zeros(4)}, data, workers=2, progress=False)
+
+
+@pytest.mark.parametrize("is_function", [False, True])
+def test_marks_of_running_values_reach_the_workers(is_function):
+    def init(rng):
+        return {"w": np.ones((4, 2)), "mean": nn.running(np.zeros(4), momentum=0.5)}
+
+    def loss(params, batch):
+        nn.report(params["mean"], batch["x"].mean(axis=0))
+        centred = batch["x"] - (batch["x"].mean(axis=0) if graph.is_training() else params["mean"])
+        return np.sum((centred @ params["w"]) ** 2, axis=1)
+
+    data = {"x": np.random.default_rng(0).standard_normal((50, 4)) + 2}
+    start = init if is_function else init(None)
+    alone, many = (
+        dtrain.fit(loss, start, data, batch=16, shards=3, epochs=3, workers=count, eval_data=data, progress=False)
+        for count in (0, 2)
+    )
+    assert (many.fingerprint, many.eval) == (alone.fingerprint, alone.eval)
+    assert many.params["mean"].momentum == 0.5
+    assert np.abs(many.params["mean"] - 2).max() < 1

@@ -122,3 +122,53 @@ def test_even_runs_tile_the_range(count: int, parts: int) -> None:
     assert len(runs) == parts
     lengths = {hi - lo for lo, hi in runs}
     assert max(lengths) - min(lengths) <= 1
+
+
+@st.composite
+def with_running(draw: st.DrawFn) -> Layout:
+    found = draw(shapes)
+    marks = draw(st.lists(st.booleans(), min_size=len(found), max_size=len(found)))
+    running = tuple((i, 0.1 + i / 100) for i, is_marked in enumerate(marks) if is_marked)
+    return Layout(tuple(f"p{i}" for i in range(len(found))), found, draw(dtypes), running)
+
+
+@settings(max_examples=50, deadline=None)
+@given(with_running())
+def test_running_values_lie_behind_the_parameters_in_blocks_of_their_own(layout: Layout) -> None:
+    buffer = np.zeros(layout.size, layout.dtype)
+    covered = np.zeros(layout.size, bool)
+    for block in range(layout.blocks):
+        where = layout.block(block)
+        assert where.start == block * BLOCK
+        assert where.start <= where.stop <= min(where.start + BLOCK, layout.size)
+        covered[where] = True
+        for segment in layout.segments[block]:
+            assert where.start <= segment.lo < segment.hi <= where.stop
+            assert (segment.parameter in layout.momenta) == (block >= layout.parameter_blocks)
+    for index, view in enumerate(layout.views(buffer)):
+        view += index + 1
+    for index, offset in enumerate(layout.offsets):  # no two overlap
+        assert offset * layout.dtype.itemsize % 64 == 0
+        assert (buffer[offset : offset + prod(layout.shapes[index])] == index + 1).all()
+    assert covered[buffer != 0].all()
+    parts = [s for block in layout.segments for s in block]
+    assert parts == sorted(parts, key=lambda s: s.lo)
+    assert sum(s.hi - s.lo for s in parts) == sum(prod(s) for s in layout.shapes)
+
+
+def test_parameters_lie_where_they_would_lie_without_running_values() -> None:
+    leaves = [("mean", np.ones(20)), ("w", np.ones((3, 5))), ("var", np.ones(4)), ("b", np.ones(7))]
+    layout = Layout.of(leaves, np.dtype(np.float32), [(0, 0.1), (2, 0.5)])
+    plain = Layout.of([leaves[1], leaves[3]], np.dtype(np.float32))
+    assert (layout.offsets[1], layout.offsets[3]) == plain.offsets
+    assert layout.block(0) == plain.block(0)
+    assert (layout.offsets[0], layout.offsets[2], layout.size) == (BLOCK, BLOCK + 32, BLOCK + 48)
+    assert (layout.blocks, layout.parameter_blocks) == (2, 1)
+    assert layout.parameter_names == ("w", "b")
+    assert layout.momenta == {0: 0.1, 2: 0.5}
+    assert (plain.blocks, plain.parameter_blocks, plain.parameter_names) == (1, 1, ("w", "b"))
+
+
+def test_a_model_of_running_values_alone_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one float array that is not marked as running"):
+        Layout.of([("mean", np.ones(3))], np.dtype(np.float32), [(0, 0.1)])

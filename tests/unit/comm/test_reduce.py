@@ -124,3 +124,38 @@ def test_a_step_allocates_nothing() -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 4096
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_running_values_are_added_like_gradients_and_have_no_part_in_the_norm(dtype: type) -> None:
+    layout = Layout(("mean", "w", "var"), ((40,), (BLOCK + 7,), (BLOCK,)), np.dtype(dtype), ((0, 0.1), (2, 0.1)))
+    gradients = finite(np.random.default_rng(0), (3, layout.size), dtype)
+    total, squares = sums(layout, gradients, (0, 1, 2), [])
+    for view, *leaves in zip(layout.views(total), *(layout.views(g) for g in gradients), strict=True):
+        assert bits(view) == bits((leaves[0] + leaves[1]) + leaves[2])
+    is_running = np.isin(layout.segment_parameters, (0, 2))
+    assert is_running.tolist() == [False, False, True, True, True]
+    assert (squares[is_running] == 0).all()
+    assert math.fsum(squares) == pytest.approx(float((layout.views(total)[1].astype(np.float64) ** 2).sum()))
+    for cuts in ([1], [2], [1, 2, 3]):
+        again, figures = sums(layout, gradients, (0, 1, 2), cuts)
+        assert [bits(v) for v in layout.views(again)] == [bits(v) for v in layout.views(total)]
+        assert bits(figures) == bits(squares)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_running_value_that_is_not_finite_shows_in_the_squares(bad: float) -> None:
+    layout = Layout(("w", "mean"), ((5,), (4,)), np.dtype(np.float32), ((1, 0.1),))
+    gradients = np.ones((2, layout.size), np.float32)
+    layout.views(gradients[1])[1][3] = bad
+    _, squares = sums(layout, gradients, (0, 1), [])
+    assert squares[0] == 20.0
+    assert np.isnan(squares[1])
+
+
+def test_a_large_running_value_is_finite() -> None:
+    """Its square would not be, even in float64."""
+    layout = Layout(("w", "mean"), ((5,), (4,)), np.dtype(np.float64), ((1, 0.1),))
+    gradients = np.full((1, layout.size), 1e300)
+    layout.views(gradients[0])[0][...] = 0
+    assert sums(layout, gradients, (0,), [])[1].tolist() == [0.0, 0.0]

@@ -1,20 +1,17 @@
-"""Jobs on a cluster, without one: the shell line of a job, and what is read from Ray's words and the log."""
+"""Jobs on a cluster, without one: what is read from Ray's words and from the log."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from dtrain import __version__
 from dtrain.errors import DtrainError, InputError
 from dtrain.jobs import ray_jobs
 from dtrain.jobs.ray_client import told
-from dtrain.jobs.ray_jobs import RayJobs, entrypoint
+from dtrain.jobs.ray_jobs import RayJobs
 
 RESULT = {"status": "stopped", "step": 7, "train_loss": 0.5, "exit_code": 143, "fingerprint": "ab", "seconds": 1.0}
 LOG = """2026-11-25 08:42:16,664 INFO job_manager.py:581 -- Runtime env is setting up.
@@ -82,74 +79,6 @@ def place(monkeypatch):
     return make
 
 
-# --- the shell line --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def shell(tmp_path):
-    """Run a shell line as Ray does, with a dtrain that says its arguments, or none."""
-
-    def run(line: str, version: str | None = __version__, **environment: str) -> subprocess.CompletedProcess[str]:
-        folder = tmp_path / "bin"
-        folder.mkdir(exist_ok=True)
-        script = folder / "dtrain"
-        script.unlink(missing_ok=True)
-        if version is not None:
-            script.write_text(f'#!/bin/sh\n[ "$1" = version ] && echo {version} && exit\necho "pid $$: $*"; exit 5\n')
-            script.chmod(0o755)
-        (tmp_path / "work").mkdir(exist_ok=True)
-        (tmp_path / "work" / "job.yaml").write_text("x: 1\n")
-        where = {"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(tmp_path / "home dir"), **environment}
-        return subprocess.run(
-            ["/bin/sh", "-c", line], cwd=tmp_path / "work", env=where, capture_output=True, text=True, check=False
-        )
-
-    return run
-
-
-def test_a_job_runs_in_its_directory_with_its_files_and_its_own_exit_code(shell, tmp_path):
-    line = entrypoint("a/1", ray_jobs.run_command(), ray_jobs.PREPARE)
-    assert "\n" not in line
-    done = shell(line)
-    run = tmp_path / "home dir" / "dtrain-runs" / "a" / "1"
-    assert done.returncode == 5
-    assert done.stdout.splitlines()[0] == f"dtrain {__version__} starts in {run}"
-    assert f"run job.yaml --run-dir {run} --json" in done.stdout.splitlines()[1]
-    assert os.listdir(run / "files") == ["job.yaml"]
-    elsewhere = shell(entrypoint("a/1", ray_jobs.run_command(3, is_resumed=True)), DTRAIN_RUNS="/data")
-    assert "resume /data/a/1 --json" in elsewhere.stdout
-    assert elsewhere.stdout.endswith("--workers 3\n")
-
-
-@pytest.mark.parametrize(("version", "said"), [("9.9.9", "9.9.9"), (None, "not found")])
-def test_another_version_or_none_runs_nothing(shell, tmp_path, version, said):
-    done = shell(entrypoint("a/1", ray_jobs.run_command(), ray_jobs.PREPARE), version)
-    assert done.returncode == 2
-    (line,) = done.stdout.splitlines()
-    assert line.startswith(f"dtrain is not {__version__} here: ")
-    assert said in line
-    assert not (tmp_path / "home dir").exists()
-
-
-def test_the_shell_becomes_the_job_so_that_a_signal_reaches_it(tmp_path):
-    script = tmp_path / "dtrain"
-    script.write_text(f'#!/bin/sh\n[ "$1" = version ] && echo {__version__} && exit\nexec sleep 60\n')
-    script.chmod(0o755)
-    process = subprocess.Popen(
-        entrypoint("a/1", ray_jobs.run_command()),
-        shell=True,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert "starts in" in process.stdout.readline()
-    process.terminate()
-    assert process.wait(10) == -15
-
-
-# --- what is read ----------------------------------------------------------------------------------------------------
-
-
 def test_a_job_is_described_from_its_log_and_ray(place):
     client = Client([attempt("a-1", "RUNNING", "a/1", 5000)], {"a-1": LOG})
     (job,) = place(client).all()
@@ -202,11 +131,15 @@ def test_an_id_names_a_run_whose_newest_attempt_is_meant(place, name, found):
         ("FAILED", None, {}, 3),
         ("STOPPED", None, {}, 143),
         ("STOPPED", None, RESULT | {"exit_code": 130}, 130),
+        ("FAILED", 143, RESULT, 143),
+        ("STOPPED", None, RESULT | {"status": "succeeded", "exit_code": 0}, 0),
     ],
 )
 def test_the_exit_code_is_the_jobs_own(place, status, code, result, expected):
     client = Client([attempt("a-1", status, "a/1", driver_exit_code=code)], {"a-1": json.dumps(result)})
-    assert place(client).get("a-1").exit_code == expected
+    job = place(client).get("a-1")
+    assert job.exit_code == expected
+    assert job.status == result.get("status", status.lower())
 
 
 def test_a_result_is_shown_as_a_run_shows_it(place):

@@ -5,13 +5,16 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
+import socket
 import stat
 
 import pytest
+import yaml
 
 from dtrain.errors import DtrainError, InputError
-from dtrain.jobs.run_directory import RunDirectory, write_atomically
+from dtrain.jobs.run_directory import Holder, RunDirectory, write_atomically
 from dtrain.jobs.spec import load_spec, parse_spec
 from dtrain.monitor.lines import read_lines
 
@@ -207,3 +210,46 @@ def test_the_process_that_holds_the_lock_is_named(run, monkeypatch):
         with pytest.raises(InputError, match="process unknown runs it; wait for it, or stop it with Ctrl-C"):
             run.acquire()
         assert run.status() == "running"
+
+
+def test_the_lock_says_which_process_of_which_host(run):
+    assert run.process() is None
+    run.acquire()
+    assert run.lock_file.read_text() == f"{os.getpid()}\n{socket.gethostname()}\n"
+    assert (run.process(), run.process().is_here) == (Holder(os.getpid(), socket.gethostname()), True)
+    other = RunDirectory.open(run.path)
+    assert other.process() == run.process()
+    run.lock_file.write_text("4711\nnode7\n")
+    assert (str(other.process()), other.process().is_here) == ("process 4711 on node7", False)
+    for text, pid in (("4711\n", 4711), ("4711", 4711), ("", 0), ("half\n", 0)):  # by dtrain 0.1; not yet written
+        run.lock_file.write_text(text)
+        assert (other.process(), other.process().is_here) == (Holder(pid, ""), True)
+
+
+def test_files_that_came_with_a_job_are_where_its_paths_start(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.files.mkdir(parents=True)
+    run = RunDirectory.create("x", path=run.path)
+    run.write_job(parse_spec(JOB, base_dir=tmp_path / "gone"))
+    assert yaml.safe_load(run.job_file.read_text())["base_dir"] == "files"
+    moved = RunDirectory(run.path.rename(tmp_path / "moved"))
+    assert moved.read_job().base_dir == str(moved.files)
+
+
+def test_a_model_is_kept_with_the_python_files_beside_it(tmp_path, monkeypatch):
+    for name in ("my_model.py", "helper.py", "locked.py", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "dangling.py").symlink_to("nowhere")
+    copy = shutil.copyfile
+
+    def refuse(source, target):
+        if source.name == "locked.py":
+            raise PermissionError(13, "Permission denied")
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    run = RunDirectory.create("x", root=tmp_path / "runs")
+    run.write_job(parse_spec(JOB | {"model": {"entry": "my_model.py"}}, base_dir=tmp_path))
+    assert sorted(path.name for path in (run.path / "model").iterdir()) == ["helper.py", "my_model.py"]
+    assert run.read_job().model.entry == str(run.path / "model" / "my_model.py")

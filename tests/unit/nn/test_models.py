@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dtrain.errors import InputError
-from dtrain.graph import value_and_grad
+from dtrain.graph import step_context, value_and_grad
 from dtrain.graph.tree import flatten, named_leaves, unflatten
 from dtrain.nn import MODELS, make_model, supervise
+from dtrain.nn.running import Running
 
 FEATURES, CLASSES, SAMPLES = 7, 4, 13
 
@@ -91,6 +92,55 @@ def test_mlp_names_and_shapes() -> None:
         ("layers.2.b", (4,)),
         ("layers.2.w", (6, 4)),
     ]
+
+
+def test_mlp_with_batch_norm_has_scale_shift_and_statistics_instead_of_a_bias() -> None:
+    params = make_model("mlp", hidden=[5], batch_norm=True).init(np.random.default_rng(0), FEATURES, CLASSES)
+    assert [(name, leaf.shape, isinstance(leaf, Running)) for name, leaf in named_leaves(params)] == [
+        ("layers.0.beta", (5,), False),
+        ("layers.0.gamma", (5,), False),
+        ("layers.0.mean", (5,), True),
+        ("layers.0.var", (5,), True),
+        ("layers.0.w", (7, 5), False),
+        ("layers.1.b", (4,), False),
+        ("layers.1.w", (5, 4), False),
+    ]
+    assert {leaf.dtype for leaf in flatten(params)[0]} == {np.dtype(np.float32)}
+    plain = make_model("mlp", hidden=[5]).init(np.random.default_rng(0), FEATURES, CLASSES)
+    np.testing.assert_array_equal(params["layers"][0]["w"], plain["layers"][0]["w"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mlp_with_batch_norm_is_pytorchs(training: bool) -> None:
+    """Linear, norm, activation: loss, gradients and statistics."""
+    functions = supervise(make_model("mlp", hidden=[5, 6], batch_norm=True), None, FEATURES, CLASSES)
+    data, start = batch(), in_float64(functions.init(np.random.default_rng(0)))
+    names = [name for name, _ in named_leaves(start)]
+    leaves, structure = flatten(start)
+    traced = [
+        torch.tensor(leaf, requires_grad=not n.endswith(("mean", "var"))) for n, leaf in zip(names, leaves, strict=True)
+    ]
+    values, x = unflatten(structure, traced), torch.tensor(data["x"])
+    for layer in values["layers"][:-1]:
+        statistics, learnt = (layer["mean"], layer["var"]), (layer["gamma"], layer["beta"])
+        x = torch.relu(torch.nn.functional.batch_norm(x @ layer["w"], *statistics, *learnt, training=training))
+    last = values["layers"][-1]
+    expected = torch.nn.functional.cross_entropy(x @ last["w"] + last["b"], torch.tensor(data["y"]))
+    expected.backward()
+    with step_context(training=training) as context:
+        context.reports = []
+        loss = np.mean(functions.loss(start, data))
+        reports = list(context.reports)
+        value, gradients = value_and_grad(lambda p, b: np.mean(functions.loss(p, b)))(start, data)
+    assert loss == value
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-10)
+    for (name, gradient), reference in zip(named_leaves(gradients), traced, strict=True):
+        if reference.requires_grad:
+            np.testing.assert_allclose(gradient, reference.grad, rtol=1e-10, atol=1e-12, err_msg=name)
+    after = [v for n, v in zip(names, traced, strict=True) if n.endswith(("mean", "var"))]  # PyTorch wrote into them
+    assert len(reports) == len(after) * training
+    for each, reference in zip(reports, after, strict=False):
+        np.testing.assert_allclose(0.9 * each.leaf + 0.1 * each.value, reference, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -31,7 +31,7 @@ VARIANTS: list[tuple[str, dict[str, Any], float | None]] = [
 ]
 IDS = [f"{name}-{'-'.join(options)}-{clip}" for name, options, clip in VARIANTS]
 BLOCKS = 3
-DECISION = Decision("update", 1.0, 0.5, 0.5 / 64)
+DECISION = Decision("update", 1.0, 0.5, 64)
 
 # --- the decision ----------------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def array(*values: float) -> np.ndarray:
 
 
 def test_the_norm_is_that_of_the_mean_gradient() -> None:
-    assert decide(settings(), array(9.0, 16.0), array(1.0), 10) == Decision("update", 0.5, 1.0, 0.1)
+    assert decide(settings(), array(9.0, 16.0), array(1.0), 10) == Decision("update", 0.5, 1.0, 10)
 
 
 def test_a_long_gradient_is_scaled_to_clip_norm() -> None:
@@ -56,7 +56,7 @@ def test_a_long_gradient_is_scaled_to_clip_norm() -> None:
 
 
 def test_a_short_gradient_is_left_alone() -> None:
-    assert decide(settings(clip_norm=2.0), array(9.0, 16.0), array(1.0), 10) == Decision("update", 0.5, 1.0, 0.1)
+    assert decide(settings(clip_norm=2.0), array(9.0, 16.0), array(1.0), 10) == Decision("update", 0.5, 1.0, 10)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -84,14 +84,17 @@ def test_a_norm_beyond_the_largest_float64_is_not_finite() -> None:
 
 
 def test_a_model_without_elements_has_norm_zero() -> None:
-    assert decide(settings(clip_norm=1.0), array(), array(0.5), 8) == Decision("update", 0.0, 1.0, 0.125)
+    assert decide(settings(clip_norm=1.0), array(), array(0.5), 8) == Decision("update", 0.0, 1.0, 8)
 
 
 # --- the update ------------------------------------------------------------------------------------------------------
 
 
-def memory_of(rule: Rule, dtype: type = np.float32, steps: int = 3) -> RunMemory:
+def memory_of(rule: Rule, dtype: type = np.float32, steps: int = 3, is_running: bool = False) -> RunMemory:
     layout = Layout(("w", "b"), ((BLOCK + 200,), ((BLOCKS - 1) * BLOCK - 300,)), np.dtype(dtype))
+    if is_running:  # a block of parameters, then two of running values
+        shapes = ((300,), (BLOCK - 100,), (BLOCK + 500,))
+        layout = Layout(("mean", "w", "var"), shapes, np.dtype(dtype), ((0, 0.1), (2, 0.25)))
     assert layout.blocks == BLOCKS
     memory = RunMemory(Dimensions(layout, rule.state_names, shards=1, max_workers=3))
     random = np.random.default_rng(5)
@@ -133,6 +136,36 @@ def test_any_cut_into_slices_is_the_rule_over_the_whole(
                     SliceUpdate(memory, chosen, row, blocks).run(step, DECISION)
             assert state_of(memory) == state_of(plain)
             assert memory.total.tobytes() == total  # whoever completes the step reads it again
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_running_values_are_folded_whatever_the_rule_and_the_clipping(name: str, dtype: type) -> None:
+    rule = make_rule(name, weight_decay=0.5)
+    plain, kind = memory_of(rule, dtype, is_running=True), np.dtype(dtype).type
+    layout = plain.dimensions.layout
+    before, initial = layout.views(plain.parameters), plain.state.copy()
+    expected = [
+        (1 - momentum) * before[i].astype(np.float64) + momentum * layout.views(plain.total)[i].astype(np.float64) / 64
+        for i, momentum in layout.running
+    ]
+    results = set()
+    for slices in ([(0, 3)], [(0, 1), (1, 2), (2, 3)], [(2, 3), (0, 2)]):
+        memory = memory_of(rule, dtype, is_running=True)
+        for row, blocks in enumerate(slices):
+            SliceUpdate(memory, settings(rule=rule, clip_value=1e-3), row, blocks).run(0, DECISION)
+        results.add(state_of(memory))
+        views = layout.views(memory.parameters)
+        for (index, momentum), values in zip(layout.running, expected, strict=True):
+            np.testing.assert_allclose(views[index], values, rtol=20 * np.finfo(dtype).eps, atol=np.finfo(dtype).eps)
+            mean = layout.views(memory.total)[index] / kind(64)
+            exact = before[index] * kind(1 - momentum) + mean * kind(momentum)
+            assert views[index].tobytes() == exact.tobytes()  # each operation is rounded once
+        assert not np.array_equal(views[1], before[1])
+        for old, new in zip(initial, memory.state, strict=True):
+            for index, _ in layout.running:
+                assert np.array_equal(layout.views(new)[index], layout.views(old)[index])
+    assert len(results) == 1
 
 
 def test_progress_is_recorded_in_the_ranks_own_row() -> None:
@@ -246,15 +279,16 @@ def run_until_death(
     return False
 
 
+@pytest.mark.parametrize("is_running", [False, True])
 @pytest.mark.parametrize("cut", [1, 2])  # a slice of one block begins with the block that it ended with
 @pytest.mark.parametrize(("name", "options", "clip_value"), VARIANTS, ids=IDS)
 def test_a_death_at_any_write_is_completed_exactly_once(
-    name: str, options: dict[str, Any], clip_value: float | None, cut: int
+    name: str, options: dict[str, Any], clip_value: float | None, cut: int, is_running: bool
 ) -> None:
     rule = make_rule(name, **options)
     chosen = settings(rule=rule, clip_value=clip_value)
     slices = [(0, cut), (cut, BLOCKS)]
-    start = memory_of(rule)
+    start = memory_of(rule, is_running=is_running)
     for row, blocks in enumerate(slices):
         SliceUpdate(start, chosen, row, blocks).run(0, DECISION)
     expected = copy_of(start, rule)
@@ -273,7 +307,7 @@ def test_a_death_at_any_write_is_completed_exactly_once(
                 SliceUpdate(memory, chosen, row, blocks).complete(1, DECISION)
             assert state_of(memory) == state_of(expected), f"death at write {victim}, {torn:.0%} of it done"
         victim += 1
-    assert victim > 3 + (BLOCKS - cut) * (4 + len(rule.state_names))
+    assert victim > 3 + (BLOCKS - cut) * (4 + (0 if is_running else len(rule.state_names)))
     assert changed > victim / 2  # most deaths did leave a half-done update behind
 
 
@@ -295,7 +329,7 @@ def test_completing_may_itself_be_interrupted() -> None:
 
 
 def copy_of(memory: RunMemory, rule: Rule) -> RunMemory:
-    other = memory_of(rule)
+    other = memory_of(rule, is_running=bool(memory.dimensions.layout.running))
     for name in ("parameters", "state", "undo", "total", "arrived", "coefficients"):
         getattr(other, name)[...] = getattr(memory, name)
     return other
