@@ -134,7 +134,8 @@ class HostSum:
         def ready() -> int:
             return min(words[row] for row in rows) - step * total
 
-        self._exchange(schedule, step, lambda: None, ready, _READY_SECONDS)
+        with np.errstate(all="ignore"):  # the setting is the thread's own; see `worker.py`
+            self._exchange(schedule, step, lambda: None, ready, _READY_SECONDS)
 
     def _exchange(
         self, schedule: _Schedule, step: int, idle: Callable[[], None], ready: Callable[[], int], patience: float
@@ -155,7 +156,8 @@ class HostSum:
                     raise Halted from None
                 raise
             if not arrived:
-                words[self._row + WAITS] += 1
+                if schedule.offered == len(self.buckets):  # until then this host has work of its own
+                    words[self._row + WAITS] += 1
                 idle()
             for host, kind in arrived:
                 schedule.arrived(links, host, kind, slot)
@@ -376,8 +378,9 @@ class _Schedule:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything has arrived here, and nobody has been told."""
-        return self._missing == 0 and not self._is_announced
+        """Whether everything has arrived here and the own slice is added, and nobody has been told."""
+        is_added = self._added > len(self._chunks[self._part.host])
+        return self._missing == 0 and is_added and not self._is_announced
 
     def announce(self, links: Links) -> None:
         """Tell the others that everything has arrived here."""
