@@ -12,7 +12,7 @@ from dtrain.comm.barrier import Barrier
 from dtrain.comm.exchange import Held, HostSum, Part
 from dtrain.comm.layout import Layout
 from dtrain.comm.links import Links, Meeting, TcpLinks
-from dtrain.comm.memory import COMPLETE, GRADIENTS, HALT, RING, SUMMED, UPDATED, Dimensions, RunMemory
+from dtrain.comm.memory import ARRIVED, COMPLETE, GRADIENTS, HALT, RING, SUMMED, UPDATED, Dimensions, RunMemory
 from dtrain.comm.reduce import SliceSum
 from dtrain.comm.threads import one_blas_thread
 from tests.unit.comm.floats import Floats
@@ -148,6 +148,8 @@ def exchange(
     """Run a step for each of ``gradients`` on all hosts. What no host may read is not a number."""
     hosts = placement.hosts
     memories = [placement.memory(host) for host in range(hosts)]
+    for memory in memories:
+        memory.arrived[:, ARRIVED] = -1  # so that the barrier before the first step is one
     lines: list[Links] = list(meet(hosts))
     result = Result([[] for _ in range(hosts)])
     every = [(host, rank) for host in range(hosts) for rank in range(placement.ranks[host])]
