@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from dtrain.comm.barrier import Halted
 from dtrain.comm.layout import BLOCK, split_evenly
-from dtrain.comm.links import Kind, Links
+from dtrain.comm.links import Kind, LinkLost, Links
 from dtrain.comm.memory import COMPLETE, HALT, PARTIAL, READY, RING, ROW_WORDS, WAITS, RunMemory
 from dtrain.comm.reduce import Call, Squares, bind_additions, scratch_of
 from dtrain.comm.tree import Leaf, Subtree, cover, final_additions, partial_additions
@@ -134,7 +134,8 @@ class HostSum:
         def ready() -> int:
             return min(words[row] for row in rows) - step * total
 
-        self._exchange(schedule, step, lambda: None, ready, _READY_SECONDS)
+        with np.errstate(all="ignore"):  # the setting is the thread's own; see `worker.py`
+            self._exchange(schedule, step, lambda: None, ready, _READY_SECONDS)
 
     def _exchange(
         self, schedule: _Schedule, step: int, idle: Callable[[], None], ready: Callable[[], int], patience: float
@@ -148,9 +149,15 @@ class HostSum:
                 raise Halted
             if schedule.offered < len(self.buckets):
                 schedule.offer(links, slot, ready(), self.overlaps)
-            arrived = links.progress(step, patience if schedule.offered < len(self.buckets) else _PATIENCE_SECONDS)
+            try:
+                arrived = links.progress(step, patience if schedule.offered < len(self.buckets) else _PATIENCE_SECONDS)
+            except LinkLost:
+                if header[HALT] >= self._generation:  # the other host has only seen it first
+                    raise Halted from None
+                raise
             if not arrived:
-                words[self._row + WAITS] += 1
+                if schedule.offered == len(self.buckets):  # until then this host has work of its own
+                    words[self._row + WAITS] += 1
                 idle()
             for host, kind in arrived:
                 schedule.arrived(links, host, kind, slot)
@@ -371,8 +378,9 @@ class _Schedule:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything has arrived here, and nobody has been told."""
-        return self._missing == 0 and not self._is_announced
+        """Whether everything has arrived here and the own slice is added, and nobody has been told."""
+        is_added = self._added > len(self._chunks[self._part.host])
+        return self._missing == 0 and is_added and not self._is_announced
 
     def announce(self, links: Links) -> None:
         """Tell the others that everything has arrived here."""

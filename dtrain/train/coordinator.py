@@ -137,8 +137,7 @@ class Coordinator:
                 self._done -= gone
                 self._lose(worker, reason, now)
             case LinkLost(_, generation, reason):
-                is_up = self.mode in (Mode.RUNNING, Mode.EVALUATING)
-                if generation == self.generation and is_up and self._is_bearable(reason):
+                if generation == self.generation and self.is_under_way and self._is_bearable(reason):
                     self._halt(now)
             case Resized(world_size):
                 self._resize(world_size, now)
@@ -160,6 +159,11 @@ class Coordinator:
                 self._is_stopping = True
         self._advance(now)
         return self._out
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the generation goes on; in one that is being halted, lines break because others have stopped."""
+        return self.mode in (Mode.RUNNING, Mode.EVALUATING)
 
     # --- what the events mean ----------------------------------------------------------------------------------------
 
@@ -201,7 +205,7 @@ class Coordinator:
             where = " on the coordinator's host" if self.workers else ""
             self._finish("failed", WorkerError(f"no worker is left{where}, the last one: {lost.reason or reason}"))
             return
-        if worker in self.members and self.mode in (Mode.RUNNING, Mode.EVALUATING):
+        if worker in self.members and self.is_under_way:
             self._halt(now)
 
     def _is_bearable(self, reason: str) -> bool:

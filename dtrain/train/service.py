@@ -281,7 +281,8 @@ class Service:
             case "meeting" if message["generation"] == self._coordinator.generation:
                 self._introduce(worker, message)
             case "link_lost":
-                self._observer.event("link_lost", message["reason"], worker=worker)
+                if message["generation"] == self._coordinator.generation and self._coordinator.is_under_way:
+                    self._observer.event("link_lost", message["reason"], worker=worker)
                 self._handle(e.LinkLost(worker, message["generation"], message["reason"]))
             case "halted":
                 self._handle(e.WorkerHalted(worker, message["generation"]))

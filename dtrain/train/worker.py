@@ -173,8 +173,9 @@ class Worker:
             answer = self._channel.receive(_PATIENCE_SECONDS[1])
             if answer is not None and answer["type"] == kind and answer["generation"] == generation:
                 return answer
+            if answer is not None and answer["type"] in ("evaluate", "stop"):
+                self._message = answer  # who begins at a boundary is told at once what is due there
             if header[HALT] >= generation or (answer is not None and answer["type"] == "stop"):
-                self._message = answer if answer is not None and answer["type"] != "go" else None
                 raise Halted
 
     def _wait_for_grant(self, member: Member, step: int) -> bool:

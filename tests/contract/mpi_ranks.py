@@ -164,7 +164,7 @@ def halted(ranks: Ranks) -> None:
 
 
 def repetitions(ranks: Ranks) -> None:
-    steps = 5_000
+    steps = 3_000
     case = Case(((31,), (2,)), shards=2, present=(0, 1), steps=steps, is_plain=True)
     memories = ranks.memories([case] * 2)
     first: list[int] = []

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dtrain.comm.barrier import Halted
@@ -52,6 +53,12 @@ class Child:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it unless it has been waited for."""
+        with suppress(ProcessLookupError, ChildProcessError):
+            self.kill()
+            os.waitpid(self.pid, 0)
 
     def join(self) -> int:
         """The exit code, minus the signal that ended it, as in subprocess."""

@@ -115,23 +115,29 @@ def all_reduce(
     barrier = Barrier(memory, rank, counts[host], generation)
     part = Part(host, len(counts), rank, counts[host])
     between = HostSum(memory, part, links, generation) if len(counts) > 1 else None
+    overlaps = between is not None and between.overlaps
     slice_sum = SliceSum(layout, memory.gradients, memory.total, split_evenly(layout.blocks, counts[host])[rank])
     for step in range(case.steps):
         slot = step % RING
+        if between is not None and overlaps and rank == 0:
+            between.start(step, held, case.present)
         watch("compute", step)
         for shard in range(*own):
             memory.gradients[shard] = case.gradient(step, shard) if shard in case.present else np.nan
             memory.losses[slot, shard] = 1.0 / (shard + step + 1)
+        if between is not None and overlaps:
+            between.report(step)
         barrier.arrive(4 * step + GRADIENTS)
         barrier.wait(4 * step + GRADIENTS)
         watch("add", step)
         if between is None:
             slice_sum.run(case.present, memory.squares[slot])
         else:
-            between.add_own(step, held, case.present)
+            if not overlaps:
+                between.add_own(step, held, case.present)
             watch("exchange", step)
             if rank == 0:
-                between.run(step, held, case.present)
+                between.finish() if overlaps else between.run(step, held, case.present)
         watch("summed", step)
         barrier.arrive(4 * step + SUMMED)
         barrier.wait(4 * step + SUMMED)
@@ -140,6 +146,8 @@ def all_reduce(
         watch("update", step)
         barrier.arrive(4 * step + UPDATED)
         barrier.wait(4 * step + UPDATED)
+    if between is not None:
+        between.close()
 
 
 def words(case: Case, total: Floats, squares: Floats, losses: Floats) -> list[int]:

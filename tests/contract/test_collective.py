@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
 
-from dtrain.comm.barrier import Barrier, Halted
+from dtrain.comm.barrier import Barrier
 from dtrain.comm.layout import BLOCK, Layout, split_evenly
 from dtrain.comm.memory import (
     ARRIVED,
@@ -38,10 +35,9 @@ from dtrain.comm.threads import one_blas_thread
 from dtrain.comm.tree import tree_sum
 from dtrain.optim import make_rule
 from dtrain.train.update import Decision, Settings, SliceUpdate
+from tests.contract.ranks import DEADLINE_SECONDS, HALTED, Child, outcome, resident_bytes
 from tests.unit.comm.floats import bits, finite
 
-DEADLINE_SECONDS = 60.0
-HALTED = 7  # how a rank that was halted ends
 Body = Callable[[RunMemory, int], None]
 
 
@@ -53,22 +49,11 @@ class Ranks(Protocol):
     ) -> list[int]: ...
 
 
-def outcome(memory: RunMemory, rank: int, body: Body) -> int:
-    try:
-        body(memory, rank)
-    except Halted:
-        return HALTED
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
 def threads(memory: RunMemory, world_size: int, body: Body, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
     codes = [-1] * world_size
 
     def run(rank: int) -> None:
-        codes[rank] = outcome(memory, rank, body)
+        codes[rank] = outcome(lambda: body(memory, rank))
 
     started = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)]
     for thread in started:
@@ -80,42 +65,15 @@ def threads(memory: RunMemory, world_size: int, body: Body, meanwhile: Callable[
     return codes
 
 
-@dataclass(frozen=True)
-class Child:
+def child_of(memory: RunMemory, rank: int, body: Body) -> Child:
     """A process that runs a rank over its own mapping of the run's memory."""
-
-    pid: int
-
-    @classmethod
-    def of(cls, memory: RunMemory, rank: int, body: Body) -> Child:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                code = outcome(RunMemory(memory.dimensions, memory.fd), rank, body)
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        return cls(pid)
-
-    def join(self) -> int:
-        """The exit code, minus the signal that ended it, as in subprocess."""
-        end = os.pidfd_open(self.pid)
-        poll = select.poll()
-        poll.register(end, select.POLLIN)
-        is_over = bool(poll.poll(DEADLINE_SECONDS * 1000))
-        os.close(end)
-        if not is_over:
-            os.kill(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        assert is_over, "a rank hangs"
-        return os.waitstatus_to_exitcode(status)
+    return Child.of(lambda: body(RunMemory(memory.dimensions, memory.fd), rank))
 
 
 def processes(
     memory: RunMemory, world_size: int, body: Body, meanwhile: Callable[[], None] = lambda: None
 ) -> list[int]:
-    children = [Child.of(memory, rank, body) for rank in range(world_size)]
+    children = [child_of(memory, rank, body) for rank in range(world_size)]
     meanwhile()
     return [child.join() for child in children]
 
@@ -258,11 +216,6 @@ def test_a_halt_in_the_middle_stops_all_ranks_in_the_same_step(ranks: Ranks, wor
 # --- barriers --------------------------------------------------------------------------------------------------------
 
 
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_ten_thousand_barriers_leak_nothing(ranks: Ranks, world_size: int) -> None:
     memory = memory_of(((3,),))
@@ -306,14 +259,14 @@ def test_the_memory_survives_the_death_of_the_worker_that_wrote_it() -> None:
         os.write(write, b"x")
         signal.pause()
 
-    child = Child.of(memory, 0, body)
+    child = child_of(memory, 0, body)
     assert os.read(read, 1) == b"x"
     os.kill(child.pid, signal.SIGKILL)
     assert child.join() == -signal.SIGKILL
     assert (memory.parameters == 3).all()
     assert (memory.gradients[2] == 4).all()
     assert (memory.state == 5).all()
-    other = Child.of(memory, 0, lambda own, rank: np.testing.assert_array_equal(own.parameters, 3))
+    other = child_of(memory, 0, lambda own, rank: np.testing.assert_array_equal(own.parameters, 3))
     assert other.join() == 0
     os.close(read)
     os.close(write)
@@ -375,7 +328,7 @@ def test_an_update_killed_inside_a_block_is_completed(at_block: int) -> None:
     def body(own: RunMemory, rank: int) -> None:
         SliceUpdate(own, replace(settings, rule=rule), 0, (0, BLOCKS)).run(0, DECISION)
 
-    child = Child.of(memory, 0, body)
+    child = child_of(memory, 0, body)
     assert os.read(read, 1) == b"x"
     os.kill(child.pid, signal.SIGKILL)
     assert child.join() == -signal.SIGKILL
@@ -399,7 +352,7 @@ def test_an_update_killed_anywhere_is_completed() -> None:
         def body(own: RunMemory, rank: int) -> None:
             SliceUpdate(own, settings, 0, (0, BLOCKS)).run(1, DECISION)
 
-        child = Child.of(memory, 0, body)
+        child = child_of(memory, 0, body)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while memory.arrived[0, UPDATE_STEP] != 2 or memory.arrived[0, BLOCKS_DONE] < kill_at:
             assert time.monotonic() < deadline

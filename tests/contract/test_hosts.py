@@ -76,6 +76,17 @@ class World:
             [self.case(i, host).memory(count) for host, count in enumerate(counts)] for i in range(len(cases))
         ]
         self.board = Board(len(cases), len(counts))
+        self.children: list[Child] = []
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children:
+            child.end()
+        for memories in self.memories:
+            for memory in memories:
+                memory.close()
 
     def case(self, index: int, host: int) -> Case:
         """What a host believes the case to be."""
@@ -93,7 +104,8 @@ class World:
                 if links is not None:
                     links.close()
 
-        return [Child.of(lambda at=at: body(*at)) for at in places(self.counts)]
+        self.children = [Child.of(lambda at=at: body(*at)) for at in places(self.counts)]
+        return self.children
 
     def check(self) -> None:
         for index, memories in enumerate(self.memories):
@@ -104,11 +116,6 @@ class World:
         for memories in self.memories:
             for memory in memories:
                 memory.header[HALT] = 1 << 40
-
-    def close(self) -> None:
-        for memories in self.memories:
-            for memory in memories:
-                memory.close()
 
 
 def one_host_threads(counts: Sequence[int], cases: Sequence[Case]) -> None:
@@ -122,10 +129,9 @@ def one_host_threads(counts: Sequence[int], cases: Sequence[Case]) -> None:
 
 
 def processes(counts: Sequence[int], cases: Sequence[Case]) -> None:
-    world = World(counts, cases)
-    assert [child.join() for child in world.start()] == [0] * sum(counts)
-    world.check()
-    world.close()
+    with World(counts, cases) as world:
+        assert [child.join() for child in world.start()] == [0] * sum(counts)
+        world.check()
 
 
 def one_host_processes(counts: Sequence[int], cases: Sequence[Case]) -> None:
@@ -147,7 +153,7 @@ def over_mpi(counts: Sequence[int], cases: Sequence[Case]) -> None:
     name = "small" if list(cases) == SMALL else "large"
     done = mpiexec(sum(counts), name, *counts)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == sorted(["ok"] * sum(counts))
+    assert done.stdout.count("ok") == sum(counts)  # ranks may speak at once
 
 
 Transport = Callable[[Sequence[int], Sequence[Case]], None]
@@ -186,25 +192,19 @@ ODD = Case(((3 * BLOCK + 5,), (7,)), shards=4, present=(0, 1, 2, 3))
         replace(ODD, shapes=((BLOCK,),)),
         replace(ODD, dtype="float64"),
         replace(ODD, shards=5, present=(0, 1, 2, 3, 4)),
-        replace(ODD, present=(0, 1, 2)),
     ],
-    ids=["16 elements more", "fewer blocks", "float64", "a shard more", "a shard less"],
+    ids=["16 elements more", "fewer blocks", "float64", "a shard more"],
 )
 @pytest.mark.parametrize("counts", [(1, 1), (2, 1, 1)])
 def test_hosts_that_do_not_agree_on_the_layout_end_with_an_error_that_names_one(
     counts: tuple[int, ...], other: Case, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(counts, [ODD], {len(counts) - 1: other})
-    children = world.start()
-    codes = end_of_halted(world, children)
-    assert set(codes) <= {HALTED, LOST}
-    lost = [line for line in capfd.readouterr().err.splitlines() if line.startswith("the line to host ")]
-    if LOST in codes:
-        assert any("bytes where" in line or "the other end is gone" in line for line in lost), lost
-    if other.shapes != ODD.shapes or other.dtype != ODD.dtype or other.shards != ODD.shards:
-        assert LOST in codes
-    assert all(m.header[COMPLETE] == 0 or m.arrived[0, ARRIVED] < UPDATED for m in world.memories[0])
-    world.close()
+    with World(counts, [ODD], {len(counts) - 1: other}) as world:
+        codes = end_of_halted(world, world.start())
+        assert set(codes) == {HALTED, LOST} if sum(counts) > 2 else LOST in codes
+        lost = [line for line in capfd.readouterr().err.splitlines() if line.startswith("the line to host ")]
+        assert any("bytes where" in line for line in lost), lost
+        assert all(m.arrived[0, ARRIVED] < UPDATED for m in world.memories[0])
 
 
 def end_of_halted(world: World, children: list[Child]) -> list[int]:
@@ -231,7 +231,6 @@ DYING = Case(((40 * BLOCK,), (7,)), shards=5, present=(0, 1, 2, 3, 4), steps=3)
 @pytest.mark.parametrize("absent", [(0, 0), (1, 0), (1, 1), (2, 0)])
 def test_a_rank_that_never_arrives_ends_all_others_in_halted(absent: tuple[int, int]) -> None:
     counts = (1, 2, 1)
-    world = World(counts, [DYING])
 
     def watch(host: int, rank: int) -> Watch:
         def wait(phase: str, step: int) -> None:
@@ -240,17 +239,15 @@ def test_a_rank_that_never_arrives_ends_all_others_in_halted(absent: tuple[int, 
 
         return wait
 
-    children = world.start(watch)
-    others = [h for h in range(3) if h != absent[0]]
-    memories = world.memories[0]
-    wait_until(lambda: all(memories[h].arrived[0, WAITS] > 5 and memories[h].arrived[0, ARRIVED] >= 5 for h in others))
-    world.halt()
-    at = places(counts).index(absent)
-    assert [c.join() for i, c in enumerate(children) if i != at] == [HALTED] * 3
-    assert {int(m.header[COMPLETE]) for m in memories} == {1}
-    children[at].kill()
-    children[at].join()
-    world.close()
+    with World(counts, [DYING]) as world:
+        children = world.start(watch)
+        memories = world.memories[0]
+        waiting = [m for h, m in enumerate(memories) if h != absent[0]]
+        wait_until(lambda: all(m.arrived[0, WAITS] > 5 and m.arrived[0, ARRIVED] >= 5 for m in waiting))
+        world.halt()
+        at = places(counts).index(absent)
+        assert [c.join() for i, c in enumerate(children) if i != at] == [HALTED] * 3
+        assert {int(m.header[COMPLETE]) for m in memories} == {1}
 
 
 class Dies:
@@ -283,21 +280,21 @@ def test_a_rank_that_dies_in_a_phase_leaves_nothing_that_cannot_be_settled(phase
 
         return die
 
-    world = World((1, 2, 1), [DYING])
-    check_death(world, world.start(watch), dying)
+    with World((1, 2, 1), [DYING]) as world:
+        check_death(world, world.start(watch), dying)
 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_first_rank_that_dies_between_frames_leaves_nothing_that_cannot_be_settled(kind: Kind, after: int) -> None:
     """It has told one of the others, and not the other one."""
-    world = World((1, 2, 1), [DYING])
     frames = {Kind.PARTIAL: 6, Kind.TOTAL: 2, Kind.FIGURES: 2, Kind.DONE: 2}[kind]  # about those of the first step
 
     def wrap(host: int, links: Links) -> Any:
         return Dies(links, kind, frames + after) if host == 1 else links
 
-    check_death(world, world.start(wrap=wrap), (1, 0))
+    with World((1, 2, 1), [DYING]) as world:
+        check_death(world, world.start(wrap=wrap), (1, 0))
 
 
 def check_death(world: World, children: list[Child], dying: tuple[int, int]) -> None:
@@ -317,7 +314,6 @@ def check_death(world: World, children: list[Child], dying: tuple[int, int]) -> 
     begun = [m for m in memories if m.arrived[0, ARRIVED] >= 4 * most + 2]
     if begun:
         assert all(m.header[COMPLETE] == most + 1 for m in memories)
-    world.close()
 
 
 # --- endurance --------------------------------------------------------------------------------------------------------
@@ -326,7 +322,6 @@ def check_death(world: World, children: list[Child], dying: tuple[int, int]) -> 
 def test_ten_thousand_sums_between_two_hosts_leak_nothing() -> None:
     steps = 10_000
     case = Case(((31,), (2,)), shards=2, present=(0, 1), steps=steps, is_plain=True)
-    world = World((1, 1), [case])
 
     def watch(host: int, rank: int) -> Watch:
         first: list[int] = []
@@ -340,34 +335,31 @@ def test_ten_thousand_sums_between_two_hosts_leak_nothing() -> None:
 
         return look
 
-    assert [child.join() for child in world.start(watch)] == [0, 0]
-    for memory in world.memories[0]:
-        assert memory.header[COMPLETE] == steps
-        assert memory.total.tobytes() == world.memories[0][0].total.tobytes()
-    world.close()
+    with World((1, 1), [case]) as world:
+        assert [child.join() for child in world.start(watch)] == [0, 0]
+        for memory in world.memories[0]:
+            assert memory.header[COMPLETE] == steps
+            assert memory.total.tobytes() == world.memories[0][0].total.tobytes()
 
 
-def test_a_hundred_generations_leak_nothing() -> None:
+def test_fifty_generations_leak_nothing() -> None:
     """Every generation has lines of its own."""
-    before = len(os.listdir("/proc/self/fd"))
-    case = Case(((5,),), shards=2, present=(0, 1), steps=1, is_plain=True)
-    world = World((1, 1), [case])
-    board = Board(100, 2)
-    counts: list[list[int]] = [[], []]
+    case, generations = Case(((5,),), shards=2, present=(0, 1), steps=1, is_plain=True), 50
+    board = Board(generations, 2)
+    with World((1, 1), [case]) as world:
+        before = len(os.listdir("/proc/self/fd"))
 
-    def body(host: int) -> None:
-        for generation in range(1, 101):
-            links = board.links(generation, host)
-            memory = world.memories[0][host]
-            memory.arrived[:] = 0
-            all_reduce(case, memory, (1, 1), host, 0, links, generation)
-            links.close()
+        def body(host: int) -> None:
+            for generation in range(1, generations + 1):
+                links = board.links(generation, host)
+                memory = world.memories[0][host]
+                memory.arrived[:] = 0
+                all_reduce(case, memory, (1, 1), host, 0, links, generation)
+                links.close()
 
-    in_threads(2, body)
-    world.check()
-    world.close()
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
-    assert counts == [[], []]
+        in_threads(2, body)
+        world.check()
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, 20)
 
 
 # --- MPI --------------------------------------------------------------------------------------------------------------
@@ -381,4 +373,4 @@ def test_a_hundred_generations_leak_nothing() -> None:
 def test_hosts_over_mpi(name: str, counts: tuple[int, ...]) -> None:
     done = mpiexec(sum(counts), name, *counts)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == ["ok"] * sum(counts)
+    assert done.stdout.count("ok") == sum(counts)

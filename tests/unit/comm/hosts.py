@@ -12,7 +12,7 @@ from dtrain.comm.barrier import Barrier
 from dtrain.comm.exchange import Held, HostSum, Part
 from dtrain.comm.layout import Layout
 from dtrain.comm.links import Links, Meeting, TcpLinks
-from dtrain.comm.memory import COMPLETE, GRADIENTS, HALT, RING, SUMMED, UPDATED, Dimensions, RunMemory
+from dtrain.comm.memory import ARRIVED, COMPLETE, GRADIENTS, HALT, RING, SUMMED, UPDATED, Dimensions, RunMemory
 from dtrain.comm.reduce import SliceSum
 from dtrain.comm.threads import one_blas_thread
 from tests.unit.comm.floats import Floats
@@ -105,25 +105,51 @@ def in_threads(count: int, body: Callable[[int], None], failed: Callable[[], Non
 
 
 def take_step(
-    memory: RunMemory, between: HostSum, part: Part, barrier: Barrier, step: int, held: Held, present: tuple[int, ...]
+    memory: RunMemory,
+    between: HostSum,
+    part: Part,
+    barrier: Barrier,
+    step: int,
+    held: Held,
+    present: tuple[int, ...],
+    compute: Callable[[slice], None],
 ) -> None:
-    """The sum of one step as a rank of a host makes it, once its gradients are there."""
+    """One step as a rank of a host makes it; ``compute`` makes the rank's gradients in these elements, and its losses.
+
+    With overlap they are made bucket by bucket, while those before are on their way.
+    """
+    layout = memory.dimensions.layout
+    if between.overlaps and part.rank == 0:
+        between.start(step, held, present)
+    if between.overlaps:
+        for count, (_, (lo, hi)) in enumerate(between.buckets[:-1], 1):
+            compute(slice(layout.block(lo).start, layout.block(hi - 1).stop))
+            between.report(step, count)
+    compute(slice(0, layout.size))
+    if between.overlaps:
+        between.report(step)
     barrier.arrive(4 * step + GRADIENTS)
     barrier.wait(4 * step + GRADIENTS)
-    with np.errstate(all="ignore"):
+    if not between.overlaps:
         between.add_own(step, held, present)
-        if part.rank == 0:
-            between.run(step, held, present)
+    if part.rank == 0:
+        between.finish() if between.overlaps else between.run(step, held, present)
     barrier.arrive(4 * step + SUMMED)
     barrier.wait(4 * step + SUMMED)
 
 
 def exchange(
-    placement: Placement, gradients: Sequence[Floats], losses: Sequence[Floats], presents: Sequence[tuple[int, ...]]
+    placement: Placement,
+    gradients: Sequence[Floats],
+    losses: Sequence[Floats],
+    presents: Sequence[tuple[int, ...]],
+    overlaps: bool = False,
 ) -> Result:
     """Run a step for each of ``gradients`` on all hosts. What no host may read is not a number."""
     hosts = placement.hosts
     memories = [placement.memory(host) for host in range(hosts)]
+    for memory in memories:
+        memory.arrived[:, ARRIVED] = -1  # so that the barrier before the first step is one
     lines: list[Links] = list(meet(hosts))
     result = Result([[] for _ in range(hosts)])
     every = [(host, rank) for host in range(hosts) for rank in range(placement.ranks[host])]
@@ -136,17 +162,27 @@ def exchange(
         host, rank = every[index]
         memory, ranks = memories[host], placement.ranks[host]
         part = Part(host, hosts, rank, ranks)
-        between = HostSum(memory, part, lines[host] if rank == 0 else None, GENERATION)
+        between = HostSum(memory, part, lines[host] if rank == 0 else None, GENERATION, overlaps)
         barrier = Barrier(memory, rank, ranks, GENERATION)
+        own = sorted(placement.held[host])[rank::ranks]
+        memory.gradients[own] = np.nan
         for step, present in enumerate(presents):
             slot = step % RING
             if rank == 0:
-                memory.gradients[...] = np.nan
                 memory.losses[slot], memory.squares[slot], memory.total[...] = np.nan, np.nan, np.nan
-                for shard in placement.held[host] & set(present):
-                    memory.gradients[shard] = gradients[step][shard]
-                    memory.losses[slot, shard] = losses[step][shard]
-            take_step(memory, between, part, barrier, step, placement.held, present)
+            barrier.arrive(4 * step)
+            barrier.wait(4 * step)
+
+            def compute(where: slice, step: int = step, slot: int = slot, present: tuple[int, ...] = present) -> None:
+                for shard in own:
+                    if shard in present:
+                        memory.gradients[shard, where] = gradients[step][shard, where]
+                        if where.start == 0:
+                            memory.losses[slot, shard] = losses[step][shard]
+
+            with np.errstate(all="ignore"):
+                take_step(memory, between, part, barrier, step, placement.held, present, compute)
+            memory.gradients[own] = np.nan  # nobody reads them any more
             if rank == 0:
                 result.sums[host].append(
                     Sums(
@@ -158,6 +194,7 @@ def exchange(
                 )
             barrier.arrive(4 * step + UPDATED)
             barrier.wait(4 * step + UPDATED)
+        between.close()
 
     try:
         with one_blas_thread():

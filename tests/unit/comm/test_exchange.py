@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "where": sorted(where) if is_contiguous else where,
         "ranks": tuple(draw(st.integers(1, 3)) for _ in range(hosts)),
         "presents": [tuple(sorted(draw(subset))) for _ in range(3)],
+        "overlaps": draw(st.booleans()),
         "chunk": draw(st.sampled_from([1, 2, 16])),
         "seed": draw(st.integers(0, 2**32)),
     }
@@ -76,7 +78,7 @@ def test_every_host_has_the_bits_of_one_host(case: dict[str, Any]) -> None:
     gradients = [adversarial(random, (shards, layout.size), case["dtype"]) for _ in presents]
     losses = [adversarial(random, (shards,), np.float64) for _ in presents]
     with chunks_of(case["chunk"]):
-        result = exchange(placement, gradients, losses, presents)
+        result = exchange(placement, gradients, losses, presents, case["overlaps"])
     for step, present in enumerate(presents):
         total, squares = one_host_sum(layout, gradients[step], present)
         for host, sums in enumerate(result.sums):
@@ -87,7 +89,8 @@ def test_every_host_has_the_bits_of_one_host(case: dict[str, Any]) -> None:
             assert sums[step].complete == step + 1
 
 
-def test_the_steps_of_a_run_need_no_break_between_them() -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_the_steps_of_a_run_need_no_break_between_them(overlaps: bool) -> None:
     """A host that is done begins the next step, whose frames wait at those who are not."""
     layout = layout_of(((5 * BLOCK + 3,),))
     placement = Placement(layout, (frozenset({0, 1}), frozenset({2}), frozenset({3, 4})), (1, 2, 1), 5)
@@ -97,7 +100,7 @@ def test_the_steps_of_a_run_need_no_break_between_them() -> None:
     losses = [random.standard_normal(5) for _ in range(steps)]
     presents = [tuple(range(5 if step % 3 else 2)) for step in range(steps)]
     with chunks_of(1):
-        result = exchange(placement, gradients, losses, presents)
+        result = exchange(placement, gradients, losses, presents, overlaps)
     for step, present in enumerate(presents):
         total, _ = one_host_sum(layout, gradients[step], present)
         assert {bits(sums[step].total) for sums in result.sums} == {bits(total)}, f"step {step}"
@@ -309,3 +312,79 @@ def test_no_host_goes_on_before_every_host_is_whole(kept: Kind, whole: list[int]
     assert left == ([1] if kept is Kind.DONE else [])
     for links in lines:
         links.close()
+
+
+# --- overlap ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def overlapping(held: tuple[frozenset[int], ...]) -> Iterator[tuple[list[Any], list[HostSum]]]:
+    """Two hosts of one rank that have begun a step with overlap, and have reported nothing yet."""
+    layout = layout_of(((6 * BLOCK,),))
+    memories = [Placement(layout, held, (1, 1), 2).memory(host) for host in range(2)]
+    lines = meet(2)
+    with chunks_of(1):
+        sums = [HostSum(memories[h], Part(h, 2, 0, 1), lines[h], GENERATION, True) for h in range(2)]
+        for between in sums:
+            between.start(0, held, (0, 1))
+        yield memories, sums
+        halt(memories)
+        for between in sums:
+            between.close()
+    for links in lines:
+        links.close()
+
+
+def test_a_host_that_still_computes_does_not_wait_for_another_one() -> None:
+    """Else it could hang in its model, and nobody would be blamed."""
+    with overlapping((frozenset({0}), frozenset({1}))) as (memories, sums):
+        sums[1].report(0)
+        sums[0].report(0, len(sums[0].buckets) - 1)
+        wait_until(lambda: memories[1].arrived[0, WAITS] > 10)
+        assert memories[0].arrived[0, WAITS] == 0
+
+
+def test_a_host_is_not_whole_before_its_own_slice_is_added() -> None:
+    """One that holds no gradient has everything from the others before it has begun."""
+    with overlapping((frozenset({0, 1}), frozenset())) as (memories, sums):
+        sums[0].report(0)
+        wait_until(lambda: memories[0].arrived[0, WAITS] > 10)
+        assert memories[1].header[COMPLETE] == 0
+        sums[1].report(0)
+        sums[0].finish()
+        sums[1].finish()
+        assert [int(m.header[COMPLETE]) for m in memories] == [1, 1]
+
+
+def test_what_goes_wrong_in_the_helper_thread_is_raised_where_the_step_ends() -> None:
+    with overlapping((frozenset({0}), frozenset({1}))) as (memories, sums):
+        sums[0].report(0)
+        halt(memories)
+        for between in sums:
+            with pytest.raises(Halted):
+                between.finish()
+    with overlapping((frozenset({0}), frozenset({1}))) as (_, sums):
+        sums[1]._links.close()  # type: ignore[union-attr]
+        sums[0].report(0)
+        with pytest.raises(LinkLost, match="the line to host 1: "):
+            sums[0].finish()
+
+
+def test_idle_may_end_the_wait_for_the_helper_thread() -> None:
+    def idle() -> None:
+        raise ConnectionAbortedError
+
+    with overlapping((frozenset({0}), frozenset({1}))) as (_, sums), pytest.raises(ConnectionAbortedError):
+        sums[0].finish(idle)
+
+
+def test_values_that_are_not_finite_are_no_warning_of_the_helper_thread() -> None:
+    """They are found by the finite check, with their place."""
+    with warnings.catch_warnings(), overlapping((frozenset({0}), frozenset({1}))) as (memories, sums):
+        warnings.simplefilter("error")
+        memories[0].gradients[0], memories[1].gradients[1] = np.inf, -np.inf
+        for between in sums:
+            between.report(0)
+        for between in sums:
+            between.finish()
+        assert np.isnan(memories[0].total).all()

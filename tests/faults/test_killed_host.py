@@ -1,0 +1,139 @@
+"""Workers and whole hosts that come, go, stop and die in the middle of a run: the result has the same bits."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrain.jobs.spec import JobSpec
+from dtrain.monitor.records import EvalRecord
+from dtrain.train.observer import Observer
+from dtrain.train.service import Outcome, Service
+from tests.faults.hosts import HostsLauncher, service_on
+from tests.support import braked_model, nothing_left_behind, spec_of, train
+
+Act = Callable[["Actor"], None]
+
+
+def job() -> JobSpec:
+    """A job that lasts as long as its brake is there."""
+    return spec_of(
+        model={"entry": "my_model.py"},
+        optimizer={"name": "momentum", "lr": 0.01},
+        epochs=None,
+        steps=400,
+        eval={"every": 20},
+    )
+
+
+class Actor(Observer):
+    """Does one thing after the other, each when all workers are there that should be; then releases the brake."""
+
+    def __init__(self, brake: Path, workers: int, acts: Sequence[Act]) -> None:
+        self.brake, self.workers, self.acts = brake, workers, list(acts)
+        self.events: list[tuple[str, str]] = []
+        self.sizes: list[int] = []
+        self.service: Service
+        self.launcher: HostsLauncher
+
+    def evaluation(self, record: EvalRecord) -> None:
+        if len(self.service.members) != self.workers:
+            return
+        if self.acts:
+            self.acts.pop(0)(self)
+        else:
+            self.brake.unlink(missing_ok=True)
+
+    def generation(self, generation: int, members: tuple[int, ...], restarts: int) -> None:
+        self.sizes.append(len(members))
+
+    def event(self, kind: str, text: str, **details: Any) -> None:
+        self.events.append((kind, text))
+
+    def of(self, kind: str) -> list[str]:
+        return [text for k, text in self.events if k == kind]
+
+
+@pytest.fixture
+def brake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "brake"
+    (tmp_path / "my_model.py").write_text(braked_model(made))
+    return made
+
+
+def run(brake: Path, where: list[int], *acts: Act, timeout_seconds: float = 20.0) -> tuple[Outcome, Actor]:
+    """Run the job on these hosts while all that is done to it, and compare it with an undisturbed run."""
+    seen = Actor(brake, len(where), acts)
+    with nothing_left_behind():
+        seen.service, seen.launcher = service_on(job(), where, seen, timeout_seconds)
+        outcome = seen.service.run()
+    assert not seen.acts, "the run was over before all was done to it"
+    alone = train(job(), 0)
+    assert outcome.status == "succeeded", outcome.error
+    assert outcome.fingerprint == alone.fingerprint
+    assert outcome.chain == alone.chain
+    return outcome, seen
+
+
+def kill(*hosts_and_indexes: tuple[int, int]) -> Act:
+    """Kill the n-th worker of a host, of all these at once."""
+
+    def act(seen: Actor) -> None:
+        for worker in [seen.launcher.on(host)[index] for host, index in hosts_and_indexes]:
+            seen.launcher.signal(worker)
+
+    return act
+
+
+def stop(host: int, index: int) -> Act:
+    return lambda seen: seen.launcher.signal(seen.launcher.on(host)[index], signal.SIGSTOP)
+
+
+def resize(workers: int) -> Act:
+    def act(seen: Actor) -> None:
+        seen.workers = workers
+        seen.service.resize(workers)
+
+    return act
+
+
+def test_hosts_make_the_bits_of_one_process(brake: Path) -> None:
+    outcome, seen = run(brake, [0, 1, 1, 2])
+    assert outcome.restarts == 0
+    assert seen.of("link_lost") == []
+
+
+@pytest.mark.parametrize(
+    ("where", "acts"),
+    [
+        ([0, 1, 1], [kill((1, 0)), kill((1, 1))]),
+        ([0, 1, 1], [kill((1, 0), (1, 1)), kill((0, 0), (1, 0))]),
+        ([0, 1, 2], [kill((0, 0)), kill((1, 0))]),
+    ],
+    ids=["one of a host", "a whole host", "the only one of a host"],
+)
+def test_deaths_change_no_bit(brake: Path, where: list[int], acts: list[Act]) -> None:
+    outcome, _ = run(brake, where, *acts)
+    assert outcome.restarts >= len(acts)
+
+
+@pytest.mark.parametrize(("index", "most"), [(0, 2), (1, 1)], ids=["first", "second"])
+def test_a_stopped_rank_of_another_host_is_blamed(brake: Path, index: int, most: int) -> None:
+    """If it is the first, nobody tells how far the others there are, and they may be blamed as well."""
+    outcome, seen = run(brake, [0, 1, 1], stop(1, index), timeout_seconds=2.0)
+    assert 1 <= len(seen.of("worker_silent")) <= most
+    assert 1 <= outcome.restarts <= most
+
+
+def test_a_run_that_shrinks_and_grows_loses_nobody(brake: Path) -> None:
+    """A worker that is let go says nothing to the memory that it shared with others of its host."""
+    outcome, seen = run(brake, [0, 1, 1, 1], resize(3), resize(2), resize(4))
+    assert outcome.restarts == 0
+    assert seen.of("worker_silent") == []
+    assert seen.sizes[0] == seen.sizes[-1] == 4
+    assert {2, 3} <= set(seen.sizes)
