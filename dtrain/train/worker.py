@@ -107,7 +107,10 @@ class Worker:
         report = {"type": "failed", "error": text, "exit_code": exit_code, "stack": stack}
         try:
             self._channel.send(report)
-            self._channel.receive()
+            while not self.farewell:
+                message = self._channel.receive()
+                if message is not None and message["type"] == "stop":
+                    self.farewell = message
         except ChannelClosed:
             pass
 
