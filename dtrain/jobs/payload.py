@@ -6,11 +6,15 @@ one host, through memory that has no name; its large arrays lie beside it, are m
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
 import pickle
 import sys
+from collections import ChainMap
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from dtrain.comm.memory import RunMemory, anonymous_file
@@ -28,11 +32,31 @@ def spec_payload(spec: JobSpec, max_workers: int) -> int:
 
 def program_payload(program: Program, max_workers: int) -> int:
     """Return the descriptor of a payload that holds a program made in this process."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = _dumps(program, buffers)
+    return _write({"kind": "program", "max_workers": max_workers}, [memoryview(data), *(b.raw() for b in buffers)])
+
+
+def _dumps(program: Program, buffers: list[pickle.PickleBuffer]) -> bytes:
+    """Pickle a program with the user's functions in it, which keep their file names, so that errors can name a line."""
     import cloudpickle
 
-    buffers: list[pickle.PickleBuffer] = []
-    data = cloudpickle.dumps(program, protocol=5, buffer_callback=buffers.append)
-    return _write({"kind": "program", "max_workers": max_workers}, [memoryview(data), *(b.raw() for b in buffers)])
+    reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table = ChainMap(  # noqa: RUF012 - pickle's way to be told
+            {CodeType: lambda code: (_code, (*reduce_code(code)[:2], code.co_filename))},
+            cloudpickle.Pickler.dispatch_table,
+        )
+
+    file = io.BytesIO()
+    Pickler(file, protocol=5, buffer_callback=buffers.append).dump(program)
+    return file.getvalue()
+
+
+def _code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str) -> CodeType:
+    """Make a code object anew; cloudpickle leaves its file name out."""
+    return make(*arguments).replace(co_filename=file)
 
 
 def _write(header: dict[str, Any], parts: list[memoryview]) -> int:

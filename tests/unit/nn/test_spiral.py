@@ -64,6 +64,7 @@ def test_relu_net() -> None:
     expected = [1.098744, 0.294946, 0.259301, 0.248310, 0.246170, 0.245649, 0.245491, 0.245400, 0.245335, 0.245292]
     np.testing.assert_allclose(losses[:7], expected[:7], rtol=0, atol=5.1e-7)
     # From step 7000 on rounding decides which relus are off: the notebook's own code, run in float64 on one machine,
-    # gives .24540215 or .24540066, then .24534045 or .24533575, with OpenBLAS's Haswell or Sandybridge kernels.
-    np.testing.assert_allclose(losses[7:], expected[7:], rtol=0, atol=5e-6)
+    # gives .24540215 or .24540066, then .24534045 or .24533575, with OpenBLAS's Haswell or Sandybridge kernels. A
+    # processor with AVX-512 was seen to end at .24529770 here, 5.7e-6 off.
+    np.testing.assert_allclose(losses[7:], expected[7:], rtol=0, atol=1e-5)
     assert round(float(accuracy(model.predict(params, batch["x"]), batch["y"]).mean()), 2) == 0.98
