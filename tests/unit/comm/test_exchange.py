@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain.comm import exchange as module
+from dtrain.comm import direct, slices
 from dtrain.comm.barrier import Halted
 from dtrain.comm.exchange import HostSum, Part
 from dtrain.comm.layout import BLOCK, split_evenly
@@ -51,6 +51,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "presents": [tuple(sorted(draw(subset))) for _ in range(3)],
         "overlaps": draw(st.booleans()),
         "chunk": draw(st.sampled_from([1, 2, 16])),
+        "direct_bytes": draw(st.sampled_from([0, 1 << 30])),
         "seed": draw(st.integers(0, 2**32)),
     }
 
@@ -58,9 +59,17 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 @contextmanager
 def chunks_of(blocks: int) -> Iterator[None]:
     """Let so many blocks travel together."""
-    kept, module.CHUNK_BLOCKS = module.CHUNK_BLOCKS, blocks
-    yield
-    module.CHUNK_BLOCKS = kept
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "CHUNK_BLOCKS", blocks)
+        yield
+
+
+@contextmanager
+def direct_up_to(size: int) -> Iterator[None]:
+    """Let buffers of so many bytes go straight to all hosts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "DIRECT_BYTES", size)
+        yield
 
 
 def placement_of(case: dict[str, Any]) -> Placement:
@@ -77,7 +86,7 @@ def test_every_host_has_the_bits_of_one_host(case: dict[str, Any]) -> None:
     layout, shards, presents = placement.layout, placement.shards, case["presents"]
     gradients = [adversarial(random, (shards, layout.size), case["dtype"]) for _ in presents]
     losses = [adversarial(random, (shards,), np.float64) for _ in presents]
-    with chunks_of(case["chunk"]):
+    with chunks_of(case["chunk"]), direct_up_to(case["direct_bytes"]):
         result = exchange(placement, gradients, losses, presents, case["overlaps"])
     for step, present in enumerate(presents):
         total, squares = one_host_sum(layout, gradients[step], present)
@@ -125,6 +134,18 @@ def test_aligned_runs_of_shards_cost_the_least_bytes_that_are_possible(
     share = -(-layout.blocks // hosts) * BLOCK * 4  # a slice is whole blocks
     overhead = figures + frames * HEAD_BYTES
     assert max(result.bytes_sent) <= 2 * (hosts - 1) * share + overhead
+
+
+@pytest.mark.parametrize(("hosts", "elements"), [(2, 1000), (2, 2 * BLOCK), (4, 1000)])
+def test_a_small_buffer_travels_once_to_each_other_host_in_one_frame(hosts: int, elements: int) -> None:
+    layout, shards = layout_of(((elements,),)), 8
+    held = tuple(frozenset(range(*run)) for run in split_evenly(shards, hosts))
+    gradients = finite(np.random.default_rng(1), (shards, layout.size), np.float32)
+    result = exchange(
+        Placement(layout, held, (1,) * hosts, shards), [gradients], [np.ones(shards)], [tuple(range(shards))]
+    )
+    frame = -(-layout.nbytes // 64) * 64 + 8 * shards + HEAD_BYTES
+    assert result.bytes_sent == [(hosts - 1) * (frame + HEAD_BYTES)] * hosts
 
 
 def test_what_each_host_holds_may_change_from_step_to_step() -> None:
@@ -283,10 +304,13 @@ class LastWordKept:
             self._links.send(host, kind, buffer)
 
 
-@pytest.mark.parametrize(("kept", "whole"), [(Kind.DONE, [1, 1, 1]), (Kind.FIGURES, [0, 1, 0])])
+@pytest.mark.parametrize(
+    ("kept", "whole"), [(Kind.DONE, [1, 1, 1]), (Kind.FIGURES, [0, 1, 0]), (Kind.PARTIAL, [0, 1, 0])]
+)
 def test_no_host_goes_on_before_every_host_is_whole(kept: Kind, whole: list[int]) -> None:
     """Host 1 says nothing of one kind. Whoever lacks something is not complete, and nobody leaves the sum."""
-    layout = layout_of(((6 * BLOCK,),))
+    size = 10 if kept is Kind.PARTIAL else 6 * BLOCK
+    layout = layout_of(((size,),))
     held = tuple(frozenset({host}) for host in range(3))
     memories = [Placement(layout, held, (1,) * 3, 3).memory(host) for host in range(3)]
     lines = meet(3)
