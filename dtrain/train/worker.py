@@ -246,7 +246,10 @@ class Member:
         if "part" in message:
             self.first_held = tuple(map(frozenset, message["first_held"]))
             self.held = tuple(map(frozenset, message["held"]))
-            self._between = HostSum(memory, Part(**message["part"]), links, self.generation, worker.overlap)
+            part, overlap = Part(**message["part"]), worker.overlap
+            if overlap is None and len(self.held[part.host]) > part.ranks:
+                overlap = False  # only a rank's last shard could overlap, which gains less than the thread costs
+            self._between = HostSum(memory, part, links, self.generation, overlap)
         self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
         blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
         self._sum = SliceSum(memory.dimensions.layout, memory.gradients, memory.total, blocks)
