@@ -298,7 +298,7 @@ class JobSpec(_Section):
     startup_timeout_seconds: float = Field(default=60.0, gt=0)
     """How long a worker may take to start and to finish its first step."""
     overlap: bool | None = None
-    """Whether gradients travel between hosts while backward runs; null: if there are at least 4 MB of them."""
+    """Whether gradients travel between hosts while backward runs; null: from 4 MB on, if ranks have one shard each."""
     monitor: MonitorSpec = MonitorSpec()
     base_dir: str = "."
     """Folder where relative paths of this file start; the folder of this file unless given."""

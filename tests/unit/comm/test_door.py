@@ -113,7 +113,9 @@ class Tapped:
 
 
 @pytest.mark.parametrize(
-    ("token", "label"), [(new_token(), b"worker"), (b"", b"worker"), (TOKEN, b"link 1"), (TOKEN, b"")]
+    ("token", "label"),
+    [(new_token(), b"worker"), (b"", b"worker"), (TOKEN, b"link 1"), (TOKEN, b"")],
+    ids=["another token", "no token", "another label", "no label"],
 )
 def test_who_does_not_know_token_and_label_stays_outside(
     door: Door, visits: Visits, token: bytes, label: bytes
