@@ -6,6 +6,7 @@ are two exceptions in training: dropout also depends on the step and the shard, 
 batch_norm on the other samples of the shard.
 """
 
+from dtrain.nn.convolution import conv, conv_transpose
 from dtrain.nn.layers import dropout, linear, relu, sigmoid, tanh
 from dtrain.nn.losses import (
     LOSSES,
@@ -29,6 +30,8 @@ __all__ = [
     "accuracy",
     "batch_norm",
     "check_labels",
+    "conv",
+    "conv_transpose",
     "dropout",
     "linear",
     "make_model",
