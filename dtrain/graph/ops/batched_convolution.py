@@ -29,6 +29,11 @@ class _Block:
     samples: slice
     rows: slice
 
+    @property
+    def lead(self) -> int:
+        """How many samples it has."""
+        return int(self.samples.stop - self.samples.start)
+
 
 class _Columns:
     """The scratch of a convolution: the split input of a block of samples, and its columns (channels, taps, places)."""
@@ -50,11 +55,11 @@ class _Columns:
 
     def size_of(self, block: _Block) -> int:
         """How many columns the block has."""
-        return (block.samples.stop - block.samples.start) * math.prod(self.windows.run_shape(block.rows))
+        return block.lead * math.prod(self.windows.run_shape(block.rows))
 
     def views(self, block: _Block) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return pairs (columns, what the windows see) of the taps of each phase, (channels, *taps, samples, *rows)."""
-        w, lead = self.windows, block.samples.stop - block.samples.start
+        w, lead = self.windows, block.lead
         columns = self._of(block).reshape(self.channels, *w.kernel, lead, *w.run_shape(block.rows))
         pairs = []
         for taps in w.taps:
@@ -71,31 +76,30 @@ class _Columns:
 
     def enters(self, block: _Block) -> bool:
         """Whether the block is the first of its samples."""
-        return block.rows.start == 0
+        return bool(block.rows.start == 0)
 
     def leaves(self, block: _Block) -> bool:
         """Whether the block is the last of its samples."""
-        return block.rows.stop == self.windows.rows[0]
+        return bool(block.rows.stop == self.windows.rows[0])
 
     def fill(self, block: _Block, x: np.ndarray) -> None:
         """Make the columns of the block."""
         if self.enters(block):
-            self.windows.split(x[block.samples], self.split[: block.samples.stop - block.samples.start])
+            self.windows.split(x[block.samples], self.split[: block.lead])
         for columns, seen in self.views(block):
             np.copyto(columns, seen)
 
     def add(self, block: _Block, out: np.ndarray) -> None:
         """Add the columns where the windows see them; write the input (n, channels, *size) with the last block."""
-        lead = block.samples.stop - block.samples.start
         if self.enters(block):
             self.split.fill(0)
         kernel = len(self.windows.kernel)
         for columns, seen in self.views(block):
             for tap in itertools.product(*[range(k) for k in columns.shape[1 : 1 + kernel]]):
-                place = seen[(slice(None), *tap)]
-                np.add(place, columns[(slice(None), *tap)], place)
+                index: Any = (slice(None), *tap)
+                np.add(seen[index], columns[index], seen[index])
         if self.leaves(block):
-            self.windows.merge(self.split[:lead], out[block.samples])
+            self.windows.merge(self.split[: block.lead], out[block.samples])
 
 
 class _Places:
@@ -107,7 +111,7 @@ class _Places:
         self._memory = np.empty(channels * size, columns.dtype)
 
     def _shape(self, block: _Block) -> Shape:
-        return (self.channels, block.samples.stop - block.samples.start, *self.windows.run_shape(block.rows))
+        return (self.channels, block.lead, *self.windows.run_shape(block.rows))
 
     def matrix(self, block: _Block, groups: int) -> np.ndarray:
         shape = self._shape(block)

@@ -27,7 +27,7 @@ class Taps:
     """The taps that fall into one phase: every `step`-th of the kernel along each axis, from `start`."""
 
     phase: int
-    index: tuple[slice, ...]
+    index: tuple[Any, ...]
     count: Shape
     first: int
     """How far into the phase the first tap's run begins, in elements."""
@@ -40,8 +40,8 @@ class Copy:
     """One phase of the input: the same elements in the split array and in the input."""
 
     phase: int
-    grid: tuple[slice, ...]
-    input: tuple[slice, ...]
+    grid: tuple[Any, ...]
+    input: tuple[Any, ...]
     size: int
 
 
