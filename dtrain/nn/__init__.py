@@ -19,6 +19,7 @@ from dtrain.nn.losses import (
 )
 from dtrain.nn.models import MODELS, Model, make_model
 from dtrain.nn.normalisation import batch_norm
+from dtrain.nn.pooling import avg_pool, max_pool
 from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
 
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "Supervised",
     "accuracy",
+    "avg_pool",
     "batch_norm",
     "check_labels",
     "conv",
@@ -35,6 +37,7 @@ __all__ = [
     "dropout",
     "linear",
     "make_model",
+    "max_pool",
     "mean_squared_error",
     "multiclass_hinge",
     "relu",

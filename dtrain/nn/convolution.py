@@ -12,7 +12,8 @@ from dtrain.graph.tensor import format_line, user_line
 Sizes = int | tuple[int, ...]
 
 
-def _each(op: str, name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
+def per_axis(op: str, name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
+    """The setting of an operation as one integer for each dimension; InputError below ``least``."""
     sizes = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(sizes) != dims or any(not isinstance(v, int) or v < least for v in sizes):
         raise InputError(
@@ -24,7 +25,7 @@ def _each(op: str, name: str, value: Sizes, dims: int, least: int) -> tuple[int,
 
 def _check(op: str, x: Any, w: Any, channels: int, groups: int, wanted: str) -> int:
     fits = x.ndim == w.ndim and 3 <= x.ndim <= 5
-    _each(op, "groups", groups, 1, 1)
+    per_axis(op, "groups", groups, 1, 1)
     if not fits or x.shape[1] != channels or w.shape[0] % groups or x.dtype.kind != "f" or w.dtype.kind != "f":
         raise ShapeError(
             f"{op} at {format_line(user_line())}: expected floats x (n, channels, *size) and w {wanted} of 1 to 3 "
@@ -41,9 +42,9 @@ def conv(x: Any, w: Any, stride: Sizes = 1, padding: Sizes = 0, dilation: Sizes 
     """
     dims = _check("conv", x, w, w.shape[1] * groups if w.ndim > 1 else 0, groups, "(out, channels/groups, *kernel)")
     slide = {
-        "stride": _each("conv", "stride", stride, dims, 1),
-        "padding": tuple((p, p) for p in _each("conv", "padding", padding, dims, 0)),
-        "dilation": _each("conv", "dilation", dilation, dims, 1),
+        "stride": per_axis("conv", "stride", stride, dims, 1),
+        "padding": tuple((p, p) for p in per_axis("conv", "padding", padding, dims, 0)),
+        "dilation": per_axis("conv", "dilation", dilation, dims, 1),
     }
     try:
         windows(tuple(x.shape[2:]), tuple(w.shape[2:]), **slide)
@@ -71,11 +72,11 @@ def conv_transpose(
     op = "conv_transpose"
     dims = _check(op, x, w, w.shape[0] if w.ndim else 0, groups, "(channels, out/groups, *kernel)")
     s, p, d = (
-        _each(op, "stride", stride, dims, 1),
-        _each(op, "padding", padding, dims, 0),
-        _each(op, "dilation", dilation, dims, 1),
+        per_axis(op, "stride", stride, dims, 1),
+        per_axis(op, "padding", padding, dims, 0),
+        per_axis(op, "dilation", dilation, dims, 1),
     )
-    more = _each(op, "output_padding", output_padding, dims, 0)
+    more = per_axis(op, "output_padding", output_padding, dims, 0)
     size = tuple(
         (n - 1) * s[i] - 2 * p[i] + d[i] * (w.shape[2 + i] - 1) + more[i] + 1 for i, n in enumerate(x.shape[2:])
     )

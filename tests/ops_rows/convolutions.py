@@ -1,10 +1,12 @@
-"""Rows of convolutions of one to three dimensions and of transposed ones."""
+"""Rows of convolutions and pooling of one to three dimensions."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from dtrain import nn
+from dtrain.graph.ops import pooling
 from tests.ops_samples import real, row
 
 F = torch.nn.functional
@@ -21,3 +23,28 @@ row("conv3d", lambda x, w: nn.conv(x, w, 2, 1), lambda x, w: F.conv3d(x, w, None
 row("conv of no samples", lambda x, w: nn.conv(x, w), lambda x, w: F.conv2d(x, w), IMAGES[:0], real("we", 2, 4, 2, 2))
 row("conv_transpose", lambda x, w: nn.conv_transpose(x, w, 2, 1, 1, 2),
     lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1, 2), IMAGES, real("wt", 4, 2, 3, 3))  # fmt: skip
+
+_VOLUME = real("pooled", 1, 2, 4, 5, 3)
+row("max_pool", lambda x: nn.max_pool(x, 2), lambda x: F.max_pool2d(x, 2), IMAGES)
+row("max_pool, overlapping", lambda x: nn.max_pool(x, 3, 2, 1), lambda x: F.max_pool2d(x, 3, 2, 1), IMAGES)
+row("max_pool1d", lambda x: nn.max_pool(x, 3, 1), lambda x: F.max_pool1d(x, 3, 1), real("long", 2, 2, 11))
+row("max_pool3d", lambda x: nn.max_pool(x, (2, 3, 1), 2, (1, 1, 0)),
+    lambda x: F.max_pool3d(x, (2, 3, 1), 2, (1, 1, 0)), _VOLUME)  # fmt: skip
+row("max_pool twice", lambda x: nn.max_pool(x, 2, 1) ** 2 * nn.max_pool(x, 2, 1),
+    lambda x: F.max_pool2d(x, 2, 1) ** 3, IMAGES, orders=3)  # fmt: skip
+_HALVES = {"kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0),) * 2, "dilation": (1, 1)}
+row("what max_pool takes", lambda h, x: pooling.max_pool_taken(h, x, nn.max_pool(x, 2), **_HALVES) ** 2,
+    lambda h, x: torch.gather(
+        h.flatten(2), 2, F.max_pool2d(x, 2, return_indices=True)[1].flatten(2)).reshape(2, 4, 2, 3) ** 2,
+    real("taken", 2, 4, 5, 6), IMAGES)  # fmt: skip
+row("max_pool with ties", lambda x: nn.max_pool(x, 2) ** 3,
+    lambda x: torch.amax(x.reshape(1, 1, 2, 2, 3, 2), (3, 5)) ** 3, np.kron(real("ties", 1, 1, 2, 3), np.ones((2, 2))),
+    orders=0)  # fmt: skip
+row("avg_pool", lambda x: nn.avg_pool(x, 2), lambda x: F.avg_pool2d(x, 2), IMAGES)
+row("avg_pool, overlapping", lambda x: nn.avg_pool(x, 3, (2, 1), 1) ** 3, lambda x: F.avg_pool2d(x, 3, (2, 1), 1) ** 3,
+    IMAGES)  # fmt: skip
+row("avg_pool1d", lambda x: nn.avg_pool(x, 3, 1, 1), lambda x: F.avg_pool1d(x, 3, 1, 1), real("long", 2, 2, 11))
+row("avg_pool3d without padding's count", lambda x: nn.avg_pool(x, 2, 1, 1, count_include_pad=False),
+    lambda x: F.avg_pool3d(x, 2, 1, 1, count_include_pad=False), _VOLUME)  # fmt: skip
+row("pool of no samples", lambda x: nn.max_pool(x, 2) + nn.avg_pool(x, 2),
+    lambda x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), IMAGES[:0])  # fmt: skip
