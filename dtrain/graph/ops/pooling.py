@@ -171,26 +171,25 @@ class _Largest:
 
     def __init__(self, x: np.ndarray, y: np.ndarray, planes: _Planes) -> None:
         self.x, self.y, self.planes = x, y, planes
-        whole = np.dtype(f"i{x.dtype.itemsize}")
-        self.largest, self.count = _Results(planes), _Results(planes)
-        self.hit, self.kept = _Results(planes, bool), _Results(planes, whole)
+        taps = math.prod(planes.windows.kernel)
+        self._largest, self._count = _Results(planes), _Results(planes, np.min_scalar_type(taps))
+        self._hits = [_Results(planes, bool) for _ in range(taps)]
+        self._kept = _Results(planes, f"i{x.dtype.itemsize}")
 
     def load(self, block: tuple[slice, slice]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return what the taps see, and how many of them see the largest; 1 where none does (NaN)."""
-        seen, largest = self.planes.load(block, self.x), self.largest.load(block, self.y)
-        hit, count = self.hit.of(block), self.count.of(block)
+        """Return for each tap whether it sees the largest, and how many do; 1 where none does (NaN)."""
+        largest, count = self._largest.load(block, self.y), self._count.of(block)
+        hits = [hit.of(block) for hit in self._hits]
         count.fill(0)
-        for part in seen:
-            np.equal(part, largest, hit)
-            np.add(count, hit, count)
+        for seen, hit in zip(self.planes.load(block, self.x), hits, strict=True):
+            np.equal(seen, largest, hit)
+            np.add(count, hit.view(np.uint8), count)
         np.maximum(count, 1, out=count)
-        return seen, count
+        return hits, count
 
-    def where_hit(self, block: tuple[slice, slice], seen: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Return the values where this tap sees the largest, zeros elsewhere. Bits are multiplied: infinities are
-        kept."""
-        hit, kept = self.hit.of(block), self.kept.of(block)
-        np.equal(seen, self.largest.of(block), hit)
+    def where(self, block: tuple[slice, slice], hit: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the values where the tap hits, zeros elsewhere. It multiplies bits, so infinities do no harm."""
+        kept = self._kept.of(block)
         np.copyto(kept, hit)
         np.multiply(kept, values.view(kept.dtype), kept)
         return kept.view(values.dtype)
@@ -207,12 +206,12 @@ def _max_input_bind(out: np.ndarray, g: np.ndarray, x: np.ndarray, y: np.ndarray
 
 def _max_input_run(out: np.ndarray, g: np.ndarray, largest: _Largest, back: _Planes, results: _Results) -> None:
     for block in back.blocks:
-        seen, count = largest.load(block)
+        hits, count = largest.load(block)
         share = results.load(block, g)
         np.divide(share, count, share)
         back.split(block).fill(0)
-        for part, place in zip(seen, back.taps(block), strict=True):
-            np.add(place, largest.where_hit(block, part, share), place)
+        for hit, place in zip(hits, back.taps(block), strict=True):
+            np.add(place, largest.where(block, hit, share), place)
         back.windows.merge(back.split(block), out[block])
 
 
@@ -235,12 +234,12 @@ def _max_taken_run(
     out: np.ndarray, h: np.ndarray, largest: _Largest, other: _Planes, copy: _Results, results: _Results
 ) -> None:
     for block in other.blocks:
-        seen, count = largest.load(block)
+        hits, count = largest.load(block)
         values, total = copy.of(block), results.of(block)
         total.fill(0)
-        for part, place in zip(seen, other.load(block, h), strict=True):
+        for hit, place in zip(hits, other.load(block, h), strict=True):
             np.copyto(values, place)
-            np.add(total, largest.where_hit(block, part, values), total)
+            np.add(total, largest.where(block, hit, values), total)
         np.divide(total, count, total)
         results.store(block, out)
 
