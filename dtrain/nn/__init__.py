@@ -18,7 +18,7 @@ from dtrain.nn.losses import (
     squared_hinge,
 )
 from dtrain.nn.models import MODELS, Model, make_model
-from dtrain.nn.normalisation import batch_norm
+from dtrain.nn.normalisation import batch_norm, group_norm, instance_norm, layer_norm, local_response_norm
 from dtrain.nn.pooling import avg_pool, max_pool
 from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
@@ -35,7 +35,11 @@ __all__ = [
     "conv",
     "conv_transpose",
     "dropout",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "linear",
+    "local_response_norm",
     "make_model",
     "max_pool",
     "mean_squared_error",

@@ -1,4 +1,4 @@
-"""Rows of convolutions and pooling of one to three dimensions."""
+"""Rows of convolutions and pooling of one to three dimensions, and of normalisations of each sample."""
 
 from __future__ import annotations
 
@@ -48,3 +48,14 @@ row("avg_pool3d without padding's count", lambda x: nn.avg_pool(x, 2, 1, 1, coun
     lambda x: F.avg_pool3d(x, 2, 1, 1, count_include_pad=False), _VOLUME)  # fmt: skip
 row("pool of no samples", lambda x: nn.max_pool(x, 2) + nn.avg_pool(x, 2),
     lambda x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2), IMAGES[:0])  # fmt: skip
+
+_C, _D = real("scales", 4), real("shifts", 4)
+row("layer_norm", lambda x, g, b: nn.layer_norm(x, g, b), lambda x, g, b: F.layer_norm(x, (5, 6), g, b), IMAGES,
+    real("lg", 5, 6), real("lb", 5, 6))  # fmt: skip
+row("group_norm", lambda x, g, b: nn.group_norm(x, 2, g, b), lambda x, g, b: F.group_norm(x, 2, g, b), IMAGES, _C, _D)
+row("instance_norm", lambda x, g, b: nn.instance_norm(x, g, b),
+    lambda x, g, b: F.instance_norm(x, weight=g, bias=b), IMAGES, _C, _D)  # fmt: skip
+row("local_response_norm", lambda x: nn.local_response_norm(x, 3, 0.2, divide_by_size=True),
+    lambda x: F.local_response_norm(x, 3, 0.2, k=2.0), IMAGES)  # fmt: skip
+row("local_response_norm of an even size", lambda x: nn.local_response_norm(x, 4, 0.1, 0.5, 1.0),
+    lambda x: F.local_response_norm(x[..., None], 4, 0.4, 0.5)[..., 0], real("features", 2, 7))  # fmt: skip

@@ -15,7 +15,7 @@ from dtrain.graph.ops import batched_convolution as ops
 from dtrain.nn import conv, conv_transpose
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_the_three_kernels_are_pytorchs_in_blocks_of_any_size(data: st.DataObject) -> None:
     dims, groups, samples = data.draw(st.sampled_from([1, 2, 2, 3])), data.draw(st.integers(1, 3)), 3
