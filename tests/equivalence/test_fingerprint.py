@@ -48,7 +48,7 @@ def test_workers_change_the_speed_and_never_the_result(job, workers):
 
 
 def test_a_convolutional_network_has_one_fingerprint():
-    """Shards of 16 and of 4 or 3 samples: two graphs, each with its own blocks of convolution and pooling."""
+    """Shards of 16, 4 and 3 samples: three graphs, each with its own blocks of convolution and pooling."""
     model = {"name": "convnet", "filters": [4, 8], "hidden": [16]}
     spec = spec_of(model=model, epochs=1)
     alone = train(spec, 0)
