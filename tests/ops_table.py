@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import tests.ops_rows.arrange
+import tests.ops_rows.convolutions
 import tests.ops_rows.elementwise
 import tests.ops_rows.linear_algebra
 import tests.ops_rows.special

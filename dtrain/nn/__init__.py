@@ -6,6 +6,7 @@ are two exceptions in training: dropout also depends on the step and the shard, 
 batch_norm on the other samples of the shard.
 """
 
+from dtrain.nn.convolution import conv, conv_transpose
 from dtrain.nn.layers import dropout, linear, relu, sigmoid, tanh
 from dtrain.nn.losses import (
     LOSSES,
@@ -17,7 +18,8 @@ from dtrain.nn.losses import (
     squared_hinge,
 )
 from dtrain.nn.models import MODELS, Model, make_model
-from dtrain.nn.normalisation import batch_norm
+from dtrain.nn.normalisation import batch_norm, group_norm, instance_norm, layer_norm, local_response_norm
+from dtrain.nn.pooling import avg_pool, max_pool
 from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
 
@@ -27,11 +29,19 @@ __all__ = [
     "Model",
     "Supervised",
     "accuracy",
+    "avg_pool",
     "batch_norm",
     "check_labels",
+    "conv",
+    "conv_transpose",
     "dropout",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "linear",
+    "local_response_norm",
     "make_model",
+    "max_pool",
     "mean_squared_error",
     "multiclass_hinge",
     "relu",

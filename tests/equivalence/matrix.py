@@ -25,22 +25,6 @@ import yaml
 from tests.backends import ray_head, run_mpi
 from tests.support import dtrain
 
-CONVNET = """
-import numpy as np
-
-SIZE, FILTERS = 8, 6
-
-def init(rng):
-    return {"filters": rng.standard_normal((9, FILTERS)) * 0.3, "w": rng.standard_normal((36 * FILTERS, 10)) * 0.1}
-
-def loss(params, batch):
-    images = batch["x"].reshape(-1, SIZE, SIZE)
-    windows = np.stack([images[:, i:i + 6, j:j + 6] for i in range(3) for j in range(3)], axis=3)
-    features = np.maximum(windows @ params["filters"], 0)
-    scores = features.reshape(len(images), -1) @ params["w"]
-    scores = scores - np.max(scores, axis=1, keepdims=True)
-    return np.log(np.sum(np.exp(scores), axis=1)) - scores[np.arange(len(images)), batch["y"]]
-"""
 TRANSFORMER = """
 import numpy as np
 
@@ -72,7 +56,7 @@ def loss(params, batch):
 """
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "hidden": [48, 32], "batch_norm": True, "dropout": 0.2},
-    "convnet": {"entry": "convnet.py"},
+    "convnet": {"name": "convnet", "filters": [4, 8], "hidden": [16], "dropout": 0.2},
     "transformer": {"entry": "transformer.py"},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -83,7 +67,6 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 def write_jobs(folder: Path, models: list[str]) -> dict[str, Path]:
     """Write a job file for each model and optimizer; 1437 samples, so that the last batch of an epoch has 29."""
-    (folder / "convnet.py").write_text(CONVNET)
     (folder / "transformer.py").write_text(TRANSFORMER)
     jobs = {}
     for model in models:

@@ -47,6 +47,15 @@ def test_workers_change_the_speed_and_never_the_result(job, workers):
     assert outcome.train_loss == alone.train_loss
 
 
+def test_a_convolutional_network_has_one_fingerprint():
+    """Shards of 16, 4 and 3 samples: three graphs, each with its own blocks of convolution and pooling."""
+    model = {"name": "convnet", "filters": [4, 8], "hidden": [16]}
+    spec = spec_of(model=model, epochs=1)
+    alone = train(spec, 0)
+    assert alone.status == "succeeded"
+    assert [train(spec, workers).fingerprint for workers in (1, 2)] == [alone.fingerprint] * 2
+
+
 def test_more_workers_than_shards(job):
     spec, alone = job
     assert train(spec, 10).fingerprint == alone.fingerprint

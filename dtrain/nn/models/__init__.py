@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtrain.nn.models.convnet import ConvNet
 from dtrain.nn.models.mlp import MLP
 from dtrain.nn.models.model import Model
 from dtrain.nn.models.softmax import Softmax
 from dtrain.nn.models.svm import SVM
 from dtrain.options import build, unknown_name
 
-__all__ = ["MLP", "MODELS", "SVM", "Model", "Softmax", "make_model"]
+__all__ = ["MLP", "MODELS", "SVM", "ConvNet", "Model", "Softmax", "make_model"]
 
-MODELS: dict[str, type[Model]] = {"softmax": Softmax, "svm": SVM, "mlp": MLP}
+MODELS: dict[str, type[Model]] = {"softmax": Softmax, "svm": SVM, "mlp": MLP, "convnet": ConvNet}
 
 
 def make_model(name: str, **options: Any) -> Model:

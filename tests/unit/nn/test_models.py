@@ -14,7 +14,7 @@ from dtrain.graph.tree import flatten, named_leaves, unflatten
 from dtrain.nn import MODELS, make_model, supervise
 from dtrain.nn.running import Running
 
-FEATURES, CLASSES, SAMPLES = 7, 4, 13
+FEATURES, CLASSES, SAMPLES = 16, 4, 13
 
 TORCH_ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
@@ -86,7 +86,7 @@ def test_mlp_names_and_shapes() -> None:
     params = make_model("mlp", hidden=[5, 6]).init(np.random.default_rng(0), FEATURES, CLASSES)
     assert [(name, leaf.shape) for name, leaf in named_leaves(params)] == [
         ("layers.0.b", (5,)),
-        ("layers.0.w", (7, 5)),
+        ("layers.0.w", (16, 5)),
         ("layers.1.b", (6,)),
         ("layers.1.w", (5, 6)),
         ("layers.2.b", (4,)),
@@ -101,7 +101,7 @@ def test_mlp_with_batch_norm_has_scale_shift_and_statistics_instead_of_a_bias() 
         ("layers.0.gamma", (5,), False),
         ("layers.0.mean", (5,), True),
         ("layers.0.var", (5,), True),
-        ("layers.0.w", (7, 5), False),
+        ("layers.0.w", (16, 5), False),
         ("layers.1.b", (4,), False),
         ("layers.1.w", (5, 4), False),
     ]
@@ -195,7 +195,7 @@ def test_samples_are_flattened_and_taken_in_the_dtype_of_the_parameters(dtype: t
 
 def test_each_model_has_its_own_loss() -> None:
     names = {name: supervise(make_model(name), None, 2, 2).loss_name for name in MODELS}
-    assert names == {"softmax": "softmax_cross_entropy", "svm": "hinge", "mlp": "softmax_cross_entropy"}
+    assert names == dict.fromkeys(MODELS, "softmax_cross_entropy") | {"svm": "hinge"}
     assert supervise(make_model("svm"), "squared_hinge", 2, 2).loss_name == "squared_hinge"
 
 
@@ -220,3 +220,45 @@ def test_mistakes_are_named(name: str, options: dict[str, Any], message: str) ->
 def test_an_unknown_loss_is_named() -> None:
     with pytest.raises(InputError, match="loss: there is no loss 'crossentropy'"):
         supervise(make_model("mlp"), "crossentropy", 2, 2)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_convnet_is_pytorchs(kernel: int) -> None:
+    """Convolution, relu, pooling, twice; a hidden layer; scores: loss and gradients, with a penalty on the weights."""
+    functions = supervise(
+        make_model("convnet", filters=[3, 5], kernel=kernel, hidden=[6], channels=2, l2=0.1), None, 50, CLASSES
+    )
+    random = np.random.default_rng(4)
+    data = {"x": random.standard_normal((SAMPLES, 2, 5, 5)), "y": random.integers(0, CLASSES, SAMPLES)}
+    params = in_float64(functions.init(np.random.default_rng(0)))
+    value, gradients = value_and_grad(lambda p, b: np.mean(functions.loss(p, b)))(params, data)
+
+    leaves, structure = flatten(params)
+    traced = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
+    values, x = unflatten(structure, traced), torch.tensor(data["x"])
+    for each in values["convolutions"]:
+        x = torch.nn.functional.conv2d(x, each["w"], each["b"], padding=kernel // 2)
+        x = torch.nn.functional.max_pool2d(torch.relu(x), 2)
+    x, (hidden, last) = x.flatten(1), values["layers"]
+    scores = torch.relu(x @ hidden["w"] + hidden["b"]) @ last["w"] + last["b"]
+    weights = [each["w"] for part in values.values() for each in part]
+    expected = torch.nn.functional.cross_entropy(scores, torch.tensor(data["y"]))
+    expected = expected + 0.05 * sum((w**2).sum() for w in weights)
+    expected.backward()
+
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-10)
+    for (name, gradient), reference in zip(named_leaves(gradients), traced, strict=True):
+        np.testing.assert_allclose(gradient, reference.grad, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "message"),
+    [
+        (7, {}, "model convnet: expected square images of 1 channel, got 7 numbers a sample"),
+        (16, {"channels": 3}, "expected square images of 3 channels, got 16 numbers a sample"),
+        (9, {}, "filters: the images of 3 by 3 are too small for 2 poolings"),
+    ],
+)
+def test_convnet_refuses_what_is_no_image(features: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_model("convnet", **options).init(np.random.default_rng(0), features, CLASSES)

@@ -10,7 +10,7 @@ import torch
 
 from dtrain.errors import InputError, ShapeError, TraceError
 from dtrain.graph import check_grads, step_context, value_and_grad
-from dtrain.nn import batch_norm, running
+from dtrain.nn import batch_norm, group_norm, instance_norm, layer_norm, local_response_norm, running
 
 RANDOM = np.random.default_rng(6)
 LAYOUTS = [  # shape of x, axis, PyTorch's module, and the order of axes that it expects
@@ -131,3 +131,30 @@ def test_one_value_has_no_variance() -> None:
 def test_it_needs_a_context() -> None:
     with pytest.raises(TraceError, match="step_context"):
         batch_norm(*arguments())
+
+
+def test_local_response_norm_has_the_papers_alpha_unless_told() -> None:
+    x = np.arange(1.0, 8.0).reshape(1, 7, 1)
+    paper = [0.59429158, 1.18787101, 1.78014039, 2.37041856, 2.95805523, 3.55085672, 4.14513794]
+    divided = [0.59454113, 1.18893961, 1.78307520, 2.37681006, 2.97001116, 3.56425366, 4.15879437]
+    np.testing.assert_allclose(local_response_norm(x).ravel(), paper, rtol=1e-8)
+    np.testing.assert_allclose(local_response_norm(x, divide_by_size=True).ravel(), divided, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, v: layer_norm(x, v, v), ShapeError, r"layer_norm at .*last axes of x, got \(2, 4, 3\), \(4,\)"),
+        (lambda x, v: group_norm(x, 3, v, v), ShapeError, r"group_norm at .*groups=3, got \(2, 4, 3\), \(4,\), \(4,\)"),
+        (lambda x, v: instance_norm(x, v[1:], v), ShapeError, r"instance_norm at .*, got \(2, 4, 3\), \(3,\), \(4,\)"),
+        (lambda x, v: local_response_norm(v), ShapeError, r"local_response_norm at .*, got \(4,\)"),
+        (
+            lambda x, v: local_response_norm(x, 0),
+            InputError,
+            "local_response_norm at .* at least 1, got 0",
+        ),
+    ],
+)
+def test_mistakes_with_the_norms_of_a_sample_are_named(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message.replace(" at ", r" at \S*test_normalisation.py:\d+: ", 1)):
+        call(np.ones((2, 4, 3)), np.ones(4))
