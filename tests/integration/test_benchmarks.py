@@ -81,3 +81,15 @@ def test_the_step_benchmark_trains_both_sides_alike(optimizer: str) -> None:
     assert [row[0] for row in phases[1:]] == ["softmax V=8", "softmax V=2", "mlp V=8", "mlp V=2"]
     for row in phases[1:]:
         assert all(positive(cell) for cell in row[1:6])
+
+
+def test_the_engine_benchmark_prints_a_checked_table() -> None:
+    done = run("engine.py")
+    assert done.returncode == 0, done.stderr
+    ((header, *rows),) = tables(done.stdout)
+    assert header[:3] == ["function", "nodes", "steps"]
+    assert [row[0].split()[0] for row in rows] == ["mlp", "rnn", "chain"]
+    for row in rows:
+        assert len(row) == len(header)
+        assert all(positive(cell) for cell in row[1:])
+        assert float(row[-1]) < 0.5  # memory is reused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 
 import numpy as np
@@ -70,6 +71,28 @@ def test_a_step_allocates_nothing():
         tracemalloc.stop()
     assert after - before < 512
     assert peak - before < 200_000 < x.shape[0] * 64 * 4
+
+
+@pytest.mark.parametrize("is_bound", [True, False])
+def test_nothing_is_retained_over_a_hundred_steps(is_bound):
+    """Neither by a bound plan nor by a compiled function whose results are dropped."""
+    step = planned().bind(arrays()).run if is_bound else lambda: gradient(PARAMETERS, X, Y)
+    gradient = graph.value_and_grad(mlp)
+    for _ in range(3):
+        step()
+    tracemalloc.start()
+    try:
+        step()
+        gc.collect()
+        before = [tracemalloc.get_traced_memory()[0], len(gc.get_objects())]
+        for _ in range(100):
+            step()
+        gc.collect()
+        after = [tracemalloc.get_traced_memory()[0], len(gc.get_objects())]
+    finally:
+        tracemalloc.stop()
+    assert after[0] - before[0] < 1024  # 10 bytes a step: less than any object
+    assert after[1] - before[1] < 10
 
 
 def test_bits_do_not_depend_on_where_and_how_often_it_is_bound():
