@@ -23,11 +23,11 @@ def fresh(graph: Graph, leaf: Any) -> Tensor:
     """Return the leaf under a node of its own in this graph: what a derivative is taken with respect to, so that
     nested levels never mix."""
     node: Tensor = alias(graph.capture(leaf) if isinstance(leaf, Tensor) else graph.constant(leaf))
-    node.weak = leaf.weak if isinstance(leaf, Tensor) else type(leaf) is float
+    node.weak = leaf.weak if isinstance(leaf, Tensor) else type(leaf) in (float, complex)
     return node
 
 
-def _scalar_output(value: Any, function: Callable[..., Any]) -> Tensor | None:
+def _scalar_output(value: Any, function: Callable[..., Any], holomorphic: bool) -> Tensor | None:
     """Check that the value is a scalar; return None if it does not depend on what is traced."""
     if not isinstance(value, Tensor):
         if np.ndim(value) != 0:
@@ -40,13 +40,18 @@ def _scalar_output(value: Any, function: Callable[..., Any]) -> Tensor | None:
             f"{name_of(function)} must return a scalar to be differentiated, got shape {value.shape}; made at "
             f"{value.location}; use np.sum or np.mean, or dtrain.vjp"
         )
-    if value.dtype.kind != "f":
+    if value.dtype.kind == "c" and not holomorphic:
+        raise TraceError(
+            f"{name_of(function)} must return a real number to be differentiated, got {value.dtype}; made at "
+            f"{value.location}; use np.real or np.abs, or holomorphic=True if it is a holomorphic function"
+        )
+    if value.dtype.kind not in "fc":
         raise TraceError(f"{name_of(function)} must return a float to be differentiated, got {value.dtype}")
     return value
 
 
 def _inline(
-    graph: Graph, function: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool
+    graph: Graph, function: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool, holomorphic: bool
 ) -> tuple[Any, Any, list[Any]]:
     """Record value and gradients of the function into the graph: each differentiated leaf goes in under a node of its
     own."""
@@ -65,7 +70,7 @@ def _inline(
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise TraceError(f"{name_of(function)} must return (value, aux) with has_aux=True")
         returned, aux = returned
-    output = _scalar_output(returned, function)
+    output = _scalar_output(returned, function, holomorphic)
     flat = [node for group in wrt for node in group]
     gradients = [zeros_like(node) for node in flat] if output is None else backward([output], None, flat)
     trees = []
@@ -76,14 +81,22 @@ def _inline(
 
 
 def value_and_grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, compile: bool = True
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    compile: bool = True,
+    holomorphic: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that returns (value, gradient) of the scalar function f.
 
     The gradient has the structure, shapes and dtypes of the argument `argnums` (a tuple of arguments gives a tuple).
     With `has_aux`, f returns (value, aux) and the result is ((value, aux), gradient). Arguments are nested dicts,
-    lists, tuples and dataclasses of float arrays; a Python float is a 0-d input; ints, bools, strings and None are
-    static. Arrays that f closes over are constants by reference.
+    lists, tuples and dataclasses of arrays of floats or complex numbers; a Python float is a 0-d input; ints, bools,
+    strings and None are static. Arrays that f closes over are constants by reference.
+
+    The gradient of a real f with respect to z = a + ib is ∂f/∂a - i·∂f/∂b (the convention of JAX and of HIPS autograd:
+    step along its conjugate to descend). With `holomorphic`, f may return a complex number and must be a holomorphic
+    function of what is differentiated, which is not checked; the result is f'(z).
 
     With `compile`, f is recorded once for each structure, shapes and dtypes of its arguments and then run from the
     plan; with compile=False it is traced at every call, and may branch on values. Thread-safe; the arrays returned
@@ -93,7 +106,7 @@ def value_and_grad(
     wanted = as_argnums(argnums)
 
     def record(graph: Graph, args: Sequence[Any]) -> Any:
-        value, aux, gradients = _inline(graph, f, args, positions_of(f, wanted, args), has_aux)
+        value, aux, gradients = _inline(graph, f, args, positions_of(f, wanted, args), has_aux, holomorphic)
         gradient = gradients[0] if isinstance(argnums, int) else tuple(gradients)
         return ((value, aux), gradient) if has_aux else (value, gradient)
 
@@ -101,7 +114,7 @@ def value_and_grad(
         for p in positions_of(f, wanted, args):
             check_differentiable(args[p], p)
 
-    options = (argnums if isinstance(argnums, int) else wanted, has_aux, compile)
+    options = (argnums if isinstance(argnums, int) else wanted, has_aux, compile, holomorphic)
     return Transformed(value_and_grad, f, options, record, check, compile)
 
 
@@ -120,13 +133,17 @@ def positions_of(f: Callable[..., Any], argnums: Sequence[int], args: Sequence[A
 
 
 def grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, compile: bool = True
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    compile: bool = True,
+    holomorphic: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that returns the gradient of the scalar function f; with `has_aux`, (gradient, aux).
 
     See `value_and_grad`.
     """
-    both = value_and_grad(f, argnums, has_aux, compile)
+    both = value_and_grad(f, argnums, has_aux, compile, holomorphic)
 
     def call(*args: Any, **options: Any) -> Any:
         value, gradient = both(*args, **options)
