@@ -14,6 +14,7 @@ from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, NEAREST, R
 from dtrain.graph.ops import (
     accumulate,
     arrange,
+    assignment,
     choice,
     complex_numbers,
     contraction,
@@ -249,6 +250,8 @@ FUNCTIONS.update(
         np.ndim: _static("ndim"),
         np.size: _size,
         np.iscomplexobj: _is_complex,
+        np.iscomplex: complex_numbers.iscomplex,
+        np.isreal: complex_numbers.isreal,
         np.isrealobj: _is_real,
         np.result_type: _result_type,
     }
@@ -343,6 +346,7 @@ NEAREST.update(
 METHODS.update(
     {
         "getitem": indexing.getitem,
+        "setitem": assignment.setitem,
         "transpose": shape.transpose,
         "sum": reduction.sum,
         "mean": statistics.mean,

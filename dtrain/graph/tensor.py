@@ -177,11 +177,12 @@ class Tensor(Operators):
             raise UnsupportedFunctionError(_not_covered(caller))
         self._refuse(
             "np.asarray()",
-            "it would lose the gradient; use NumPy functions on it, np.stack for a list, or `.value` to look at it",
+            "it would lose the gradient; use NumPy functions on it, np.stack for a list, np.zeros_like(x) of a traced "
+            "x for an array to assign into, or `.value` to look at it",
         )
 
-    def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        self._refuse("assignment to a part", "arrays are not changed while tracing; use np.where or np.concatenate")
+    def __setitem__(self, index: Any, value: Any) -> None:
+        METHODS["setitem"](self, index, value)
 
     def __len__(self) -> int:
         if not self.shape:

@@ -63,3 +63,13 @@ def angle(x: Any, deg: bool = False) -> Any:
     """Record np.angle: the argument of a complex number in radians, or in degrees with `deg`."""
     found = np.arctan2(imag(x), real(x))
     return found * (180.0 / np.pi) if deg else found
+
+
+def iscomplex(x: Any) -> Any:
+    """Record np.iscomplex: where the imaginary part is not 0."""
+    return np.not_equal(imag(x), 0)
+
+
+def isreal(x: Any) -> Any:
+    """Record np.isreal: where the imaginary part is 0."""
+    return np.equal(imag(x), 0)

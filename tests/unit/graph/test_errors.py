@@ -115,7 +115,7 @@ def test_writing_into_arrays():
         return np.sum(x)
 
     with pytest.raises(
-        TraceError, match="assignment to a part of a traced array at .*" + line(part) + r".*use np\.where"
+        TraceError, match="assignment to .*an argument.* at .*" + line(part) + r".*use x = x\.copy"
     ):
         graph.grad(part)(X)
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_differentiated():
 
 def test_wrong_calls():
     with pytest.raises(
-        TraceError, match=r"argument 1 \(name\) is an array of <U3: neither an array of real numbers nor a static"
+        TraceError, match=r"argument 1 \(name\) is an array of <U3: neither an array of numbers nor a static"
     ):
         graph.grad(lambda x, b: x)(1.0, {"name": np.array(["cat"])})
     with pytest.raises(TraceError, match="argument 1 is set: neither"):
