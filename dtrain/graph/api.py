@@ -51,7 +51,12 @@ def _scalar_output(value: Any, function: Callable[..., Any], holomorphic: bool) 
 
 
 def _inline(
-    graph: Graph, function: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool, holomorphic: bool
+    graph: Graph,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    argnums: Sequence[int],
+    has_aux: bool,
+    holomorphic: bool,
 ) -> tuple[Any, Any, list[Any]]:
     """Record value and gradients of the function into the graph: each differentiated leaf goes in under a node of its
     own."""

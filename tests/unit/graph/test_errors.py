@@ -114,9 +114,7 @@ def test_writing_into_arrays():
         x[0] = 1.0
         return np.sum(x)
 
-    with pytest.raises(
-        TraceError, match="assignment to .*an argument.* at .*" + line(part) + r".*use x = x\.copy"
-    ):
+    with pytest.raises(TraceError, match="assignment to .*an argument.* at .*" + line(part) + r".*use x = x\.copy"):
         graph.grad(part)(X)
 
     def plain(x):
