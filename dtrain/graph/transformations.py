@@ -53,9 +53,9 @@ def jvp(
 ) -> tuple[Any, Any]:
     """Return (f(*primals), J·tangents): the value, and its derivative along a direction.
 
-    `primals` are the arguments, `tangents` trees like them; a leaf that is neither floating point nor complex has the tangent None,
-    and None for a float leaf means 0. The second result is a tree like the first, with None beside what is not
-    floating point. Raises TraceError where structures or shapes differ.
+    `primals` are the arguments, `tangents` trees like them; a leaf that is neither floating point nor complex has the
+    tangent None, and None for a float leaf means 0. The second result is a tree like the first, with None beside what
+    is neither floating point nor complex. Raises TraceError where structures or shapes differ.
     """
     if not isinstance(primals, list | tuple) or not isinstance(tangents, list | tuple):
         raise TypeError("jvp takes the arguments and their tangents as tuples: jvp(f, (x,), (v,))")

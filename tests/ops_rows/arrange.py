@@ -122,3 +122,32 @@ row("reshape by name", lambda x: np.reshape(x, shape=(4, 3)), lambda x: x.reshap
 row("array_equal", lambda x: np.where(np.array_equal(x, x + 0, equal_nan=True), x, 0) * (1 - np.array_equal(x, X[0])),
     lambda x: x * 1, X)  # fmt: skip
 row("questions about complex", lambda x: x * (np.isrealobj(x) + np.iscomplexobj(x)), lambda x: x * 1, X)
+
+
+# -- item assignment ---------------------------------------------------------------------------------------------------
+
+
+def assigned(index, *, to=lambda x: np.sin(x)):
+    """Return a function that assigns to a part of a copy of x."""
+
+    def function(x, v):
+        u = x * v
+        u[index] = to(x)[index]
+        return u * u
+
+    return function
+
+
+row("u[0, 1:] = v", assigned((0, slice(1, None))), None, X, V)
+row("u[..., ::-2] = v", assigned((..., slice(None, None, -2))), None, CUBE, V)
+row("u[mask] = v", assigned(MASK), None, X, V)
+row("u[rows] = v", assigned(np.array([2, 0])), None, X, V)
+
+
+def overwritten(x, v):
+    u = np.zeros_like(x)
+    u[np.array([1, 1, 0]), np.array([2, 2, 3])] = v[:3]
+    return u * x
+
+
+row("u[rows, columns] = v, the last counts", overwritten, None, X, V)

@@ -97,17 +97,18 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
             f"assignment to a view of a traced array (or to an argument) at {where}: assign to the array itself, as "
             "in x[0, 1] = v instead of row = x[0]; row[1] = v, or use x = x.copy()"
         )
+    new: Any
     if isinstance(index, Tensor) and index.dtype.kind == "b":
         if np.ndim(value):
             raise TraceError(
                 f"assignment of an array at a traced mask at {where} is not covered; use np.where(mask, values, x)"
             )
-        mask = np.reshape(index, index.shape + (1,) * (x.ndim - index.ndim))
+        mask: Any = np.reshape(index, index.shape + (1,) * (x.ndim - index.ndim))
         new = np.where(mask, value, x)
         new = new.astype(x.dtype) if new.dtype != x.dtype else new
     else:
         template, arrays = template_of(index)
-        v = as_tensor(value, x.graph)
+        v: Any = as_tensor(value, x.graph)
         if v.dtype.kind == "c" and x.dtype.kind != "c":
             raise TraceError(f"assignment of complex numbers to an array of {x.dtype} at {where}: use np.real")
         if v.dtype != x.dtype:
