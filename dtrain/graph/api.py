@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import TraceError
-from dtrain.graph.calls import Transformed, check_differentiable, concrete, input_tree, is_float, name_of
+from dtrain.graph.calls import (
+    Transformed,
+    WithKeywords,
+    check_differentiable,
+    concrete,
+    input_tree,
+    is_float,
+    name_of,
+)
 from dtrain.graph.differentiate import backward
 from dtrain.graph.ops.shape import alias, zeros_like
 from dtrain.graph.tensor import Graph, Tensor, active_graph, recording
@@ -28,14 +36,14 @@ def fresh(graph: Graph, leaf: Any) -> Tensor:
 
 
 def _scalar_output(value: Any, function: Callable[..., Any], holomorphic: bool) -> Tensor | None:
-    """Check that the value is a scalar; return None if it does not depend on what is traced."""
+    """Check that the value is one number; return None if it does not depend on what is traced."""
     if not isinstance(value, Tensor):
-        if np.ndim(value) != 0:
+        if np.size(value) != 1:
             raise TraceError(
                 f"{name_of(function)} must return a scalar to be differentiated, got shape {np.shape(value)}"
             )
         return None
-    if value.shape != ():
+    if value.size != 1:
         raise TraceError(
             f"{name_of(function)} must return a scalar to be differentiated, got shape {value.shape}; made at "
             f"{value.location}; use np.sum or np.mean, or dtrain.vjp"
@@ -92,12 +100,13 @@ def value_and_grad(
     compile: bool = True,
     holomorphic: bool = False,
 ) -> Callable[..., Any]:
-    """Return a function that returns (value, gradient) of the scalar function f.
+    """Return a function that returns (value, gradient) of the scalar function f; an array of one element is a scalar.
 
     The gradient has the structure, shapes and dtypes of the argument `argnums` (a tuple of arguments gives a tuple).
     With `has_aux`, f returns (value, aux) and the result is ((value, aux), gradient). Arguments are nested dicts,
     lists, tuples and dataclasses of arrays of floats or complex numbers; a Python float is a 0-d input; ints, bools,
-    strings and None are static. Arrays that f closes over are constants by reference.
+    strings and None are static. Keyword arguments go to f and are not differentiated. Arrays that f closes over are
+    constants by reference.
 
     The gradient of a real f with respect to z = a + ib is ∂f/∂a - i·∂f/∂b (the convention of JAX and of HIPS autograd:
     step along its conjugate to descend). With `holomorphic`, f may return a complex number and must be a holomorphic
@@ -130,10 +139,11 @@ def as_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
 
 def positions_of(f: Callable[..., Any], argnums: Sequence[int], args: Sequence[Any]) -> list[int]:
     """Return the argument numbers as positions from the front. Raises TypeError for one that the call has not."""
-    positions = [p % len(args) if -len(args) <= p < len(args) else p for p in argnums]
+    count = len(args) - isinstance(f, WithKeywords)
+    positions = [p % count if -count <= p < count else p for p in argnums]
     for p in positions:
-        if not 0 <= p < len(args):
-            raise TypeError(f"argnums names argument {p}, but {name_of(f)} was called with {len(args)}")
+        if not 0 <= p < count:
+            raise TypeError(f"argnums names argument {p}, but {name_of(f)} was called with {count}")
     return positions
 
 

@@ -145,6 +145,18 @@ def _contains_tensor(args: Sequence[Any]) -> bool:
     return any(isinstance(leaf, Tensor) for arg in args for leaf in flatten(arg)[0])
 
 
+class WithKeywords:
+    """A function whose last argument is the dict of its keyword arguments; these are not differentiated."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__name__ = name_of(function)
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args[:-1], **args[-1])
+
+
 class Transformed:
     """A function made of another one, `make(function, *options)`: recorded once for each signature, then run from its
     plan.
@@ -165,11 +177,12 @@ class Transformed:
     ) -> None:
         self._made_by = (make, (function, *options))
         self._function = function
-        self._kind = (make.__name__, *options)
+        self._kind = (make.__name__, isinstance(function, WithKeywords), *options)
         self._record = record
         self._check = check
         self._compile = compile
-        self._cache = _cache_of(function)
+        self._cache = _cache_of(function.function if isinstance(function, WithKeywords) else function)
+        self._by_keyword: Any = None
         self._lock = threading.RLock()
         self.__name__ = f"{make.__name__}_of_{name_of(function)}"
         self.__doc__ = function.__doc__
@@ -179,9 +192,10 @@ class Transformed:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if options:
-            raise TypeError(
-                f"{name_of(self._function)}: pass the arguments by position; got the keyword {sorted(options)[0]!r}"
-            )
+            if self._by_keyword is None:
+                make, (function, *others) = self._made_by
+                self._by_keyword = make(WithKeywords(function), *others)
+            return self._by_keyword(*args, options)
         self._check(args)
         outer = active_graph()
         if outer is not None:

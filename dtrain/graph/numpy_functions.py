@@ -325,6 +325,8 @@ NEAREST.update(
         "scipy.linalg.inv": "use np.linalg.inv",
         "np.linalg.eig": "use np.linalg.eigh of symmetric matrices",
         "np.linalg.eigvals": "use np.linalg.eigvalsh of symmetric matrices",
+        "np.r_": "use np.concatenate or np.column_stack",
+        "np.full": "use np.broadcast_to(x, shape)",
         "np.i0": "use scipy.special.i0",
         "np.piecewise": "use np.select",
         "np.put_along_axis": "use np.where",

@@ -38,6 +38,12 @@ def _static(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
     return argnums if isinstance(argnums, int) else tuple(argnums)
 
 
+def _from_front(f: Callable[..., Any], argnums: int | Sequence[int], args: Sequence[Any]) -> int | tuple[int, ...]:
+    """Return `argnums` counted from the front."""
+    positions = positions_of(f, as_argnums(argnums), args)
+    return positions[0] if isinstance(argnums, int) else tuple(positions)
+
+
 def _check(f: Callable[..., Any], argnums: int | Sequence[int]) -> Callable[[Sequence[Any]], None]:
     """Return what checks that the arguments named by `argnums` are there and are floats."""
 
@@ -119,9 +125,11 @@ def elementwise_grad(
         return np.sum(value)
 
     total.__name__ = name_of(f)
-    inner = grad(total, argnums)
-    options = (_static(argnums), compile)
-    return Transformed(elementwise_grad, f, options, lambda graph, args: inner(*args), _check(f, argnums), compile)
+
+    def record(graph: Graph, args: Sequence[Any]) -> Any:
+        return grad(total, _from_front(f, argnums, args))(*args)
+
+    return Transformed(elementwise_grad, f, (_static(argnums), compile), record, _check(f, argnums), compile)
 
 
 def hvp(f: Callable[..., Any], x: Any, v: Any, *rest: Any, compile: bool = True) -> Any:
@@ -173,10 +181,10 @@ def hessian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bo
     It is the Jacobian of the gradient: for an array x it has the shape x.shape + x.shape; for a tree {"a", "b"} it is
     {"a": {"a", "b"}, "b": {"a", "b"}}. `hvp` gives its product with a vector without making it.
     """
-    gradient = grad(f, argnums)
 
     def record(graph: Graph, args: Sequence[Any]) -> Any:
-        return _jacobian(graph, gradient, argnums, args, holomorphic=False)
+        positions = _from_front(f, argnums, args)
+        return _jacobian(graph, grad(f, positions), positions, args, holomorphic=False)
 
     return Transformed(hessian, f, (_static(argnums), compile), record, _check(f, argnums), compile)
 
