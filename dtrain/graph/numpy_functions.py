@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, NEAREST, REDUCTIONS, UFUNCS
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
 from dtrain.graph.ops import (
     accumulate,
     arrange,
@@ -305,43 +305,6 @@ FUNCTIONS.update(  # Fourier transforms: np.fft.fft is fourier.fft, and so on
             *("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2"),
             *("fftn", "ifftn", "rfftn", "irfftn", "fftshift", "ifftshift"),
         )
-    }
-)
-
-_BY_VALUES = "its shape depends on values: keep the shape with np.where(mask, x, 0), sort, or weigh"
-NEAREST.update(
-    {
-        "scipy.special.logsumexp": "use dtrain.graph.logsumexp",
-        "scipy.special.softmax": "use dtrain.graph.softmax",
-        "scipy.special.log_softmax": "use dtrain.graph.log_softmax",
-        "scipy.special.polygamma": "use scipy.special.psi, and scipy.special.zeta for its derivatives",
-        "scipy.signal.convolve": "use np.convolve",
-        "scipy.signal.correlate": "use np.correlate",
-        "scipy.signal.fftconvolve": "use np.convolve, or np.fft.rfft and np.fft.irfft",
-        "scipy.linalg.cholesky": "use np.linalg.cholesky",
-        "scipy.linalg.solve": "use np.linalg.solve",
-        "scipy.linalg.solve_triangular": "use np.linalg.solve",
-        "scipy.linalg.cho_solve": "use np.linalg.solve",
-        "scipy.linalg.inv": "use np.linalg.inv",
-        "np.linalg.eig": "use np.linalg.eigh of symmetric matrices",
-        "np.linalg.eigvals": "use np.linalg.eigvalsh of symmetric matrices",
-        "np.r_": "use np.concatenate or np.column_stack",
-        "np.full": "use np.broadcast_to(x, shape)",
-        "np.i0": "use scipy.special.i0",
-        "np.piecewise": "use np.select",
-        "np.put_along_axis": "use np.where",
-        "np.copyto": "use np.where",
-        "np.fill_diagonal": "use np.where with np.eye",
-        "np.lexsort": "use np.argsort",
-        "np.apply_along_axis": "use functions with an axis, or np.stack over a loop",
-        "np.lib.stride_tricks.sliding_window_view": "use x[np.arange(n)[:, None] + np.arange(width)]",
-        **dict.fromkeys(("np.nonzero", "np.argwhere", "np.flatnonzero", "np.unique", "np.histogram"), _BY_VALUES),
-        "ndarray.nonzero": _BY_VALUES,
-        "ndarray.sort": "use x = np.sort(x)",
-        "ndarray.partition": "use x = np.partition(x, kth)",
-        "ndarray.fill": "use np.full_like",
-        "ndarray.flat": "use x.reshape(-1)",
-        "ndarray.put": "use np.where",
     }
 )
 

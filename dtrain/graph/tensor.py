@@ -20,7 +20,8 @@ from dtrain.errors import TraceError, UnsupportedFunctionError
 from dtrain.graph.location import format_line as format_line
 from dtrain.graph.location import numpy_caller, scipy_caller
 from dtrain.graph.location import user_line as user_line
-from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, NEAREST, REDUCTIONS, SPECIAL, UFUNCS, Operators
+from dtrain.graph.nearest import NEAREST
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, SPECIAL, UFUNCS, Operators
 
 if TYPE_CHECKING:
     from dtrain.graph.primitive import Primitive
