@@ -45,12 +45,16 @@ def is_covered(function: Callable[..., Any]) -> bool:
     return function in UFUNCS or function in FUNCTIONS
 
 
+# NumPy itself composes these of functions that autograd covers, as their traced arguments come in a list.
+LISTS_IN_AUTOGRAD = {"np.block", "np.choose", "np.dstack", "np.linalg.multi_dot"}
+
+
 def _in_autograd(name: str) -> bool:
     """Whether autograd has a gradient rule for its function of this name, says that there is none, or composes it."""
     core, tracer = importlib.import_module("autograd.core"), importlib.import_module("autograd.tracer")
     function = _attribute(importlib.import_module("autograd.numpy"), name)
-    if function is None:
-        return False
+    if function is None or name in LISTS_IN_AUTOGRAD:
+        return function is not None
     is_without = function in tracer.notrace_primitives[core.VJPNode]
     return function in core.primitive_vjps or is_without or not hasattr(function, "_is_autograd_primitive")
 

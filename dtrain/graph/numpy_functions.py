@@ -55,6 +55,11 @@ def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> Any:
     return np.abs(a - b) <= atol + rtol * np.abs(b)
 
 
+def _isin(element: Any, test_elements: Any, assume_unique: bool = False, invert: bool = False, **kind: Any) -> Any:
+    found = np.any(np.expand_dims(element, -1) == np.ravel(test_elements), axis=-1)
+    return np.logical_not(found) if invert else found
+
+
 def _array_equal(a: Any, b: Any, equal_nan: bool = False) -> Any:
     if np.shape(a) != np.shape(b):
         return False
@@ -122,6 +127,9 @@ FUNCTIONS.update(  # elementwise
         np.imag: complex_numbers.imag,
         np.angle: complex_numbers.angle,
         np.isclose: _isclose,
+        np.isposinf: lambda x: np.equal(x, np.inf),
+        np.isneginf: lambda x: np.equal(x, -np.inf),
+        np.isin: _isin,
         np.array_equal: _array_equal,
         np.allclose: lambda a, b, rtol=1e-5, atol=1e-8: np.all(_isclose(a, b, rtol, atol)),
     }
@@ -239,6 +247,7 @@ FUNCTIONS.update(
         np.polyval: differences.polyval,
         np.vander: differences.vander,
         np.linspace: differences.linspace,
+        np.logspace: differences.logspace,
         np.unwrap: differences.unwrap,
         np.repeat: arrange.repeat,
         np.pad: padding.pad,

@@ -110,6 +110,7 @@ row("vander", lambda v: np.vander(v, 3) @ np.vander(v[:3], increasing=True),
     lambda v: torch.stack([v * v, v, v**0], 1) @ torch.stack([v[:3] ** 0, v[:3], v[:3] ** 2], 1), V)  # fmt: skip
 row("linspace", lambda a, b: np.linspace(a, b, 5), lambda a, b: a + (b - a) * torch.arange(5) / 4, SCALAR,
     np.array(2.1))  # fmt: skip
+row("logspace", lambda v: np.logspace(v, 1.5, 4, base=2.0, axis=1) * np.logspace(0.5, v, 4, endpoint=False).T, None, V)
 row("linspace of rows", lambda v: np.linspace(v, 3.0, 4, endpoint=False, axis=1), None, V)
 row("linspace step", lambda v: np.linspace(0.0, v, 4, retstep=True)[1], lambda v: v / 3, V)
 row("unwrap", lambda x: np.unwrap(3 * x), None, X)

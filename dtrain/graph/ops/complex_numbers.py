@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Complex numbers inside of a real function: parts, conjugate and angle.
+"""Complex numbers: parts, conjugate and angle.
 
 The gradient of a real loss L with respect to z = a + ib is kept as ∂L/∂a - i·∂L/∂b, so that the rule of every
 holomorphic function is its real rule, and the real part is the gradient of a real number that became complex.
