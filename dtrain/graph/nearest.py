@@ -35,6 +35,7 @@ NEAREST: dict[str, str] = {
     "np.nanquantile": "use np.quantile, or np.nanmedian",
     "np.nanpercentile": "use np.percentile, or np.nanmedian",
     "np.polyfit": "use np.linalg.lstsq of np.vander",
+    "np.roots": "find them on plain arrays, then take a Newton step with np.polyval",
     "np.real_if_close": "use np.real",
     "np.sort_complex": "use np.sort of np.real or np.abs",
     "np.einsum_path": "use np.einsum, and np.einsum_path on plain arrays of the same shapes",
@@ -76,7 +77,7 @@ NEAREST: dict[str, str] = {
         *("np.ravel_multi_index", "np.unravel_index"),
     ),
     **_of(_INDICES, "np.diag_indices_from", "np.tril_indices_from", "np.triu_indices_from"),
-    **_of(_POLYNOMIAL, *[f"np.poly{f}" for f in ("", "add", "sub", "mul", "div", "der", "int")], "np.roots"),
+    **_of(_POLYNOMIAL, *[f"np.poly{f}" for f in ("", "add", "sub", "mul", "div", "der", "int")]),
     **_of(
         _OUTPUT,
         *("np.array2string", "np.array_repr", "np.array_str", "np.save", "np.savetxt", "np.savez"),
