@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import TraceError
-from dtrain.graph.calls import Transformed, check_differentiable, concrete, input_tree, is_float, name_of
+from dtrain.graph.calls import (
+    Transformed,
+    WithKeywords,
+    check_differentiable,
+    concrete,
+    input_tree,
+    is_float,
+    name_of,
+)
 from dtrain.graph.differentiate import backward
 from dtrain.graph.ops.shape import alias, zeros_like
 from dtrain.graph.tensor import Graph, Tensor, active_graph, recording
@@ -23,30 +31,40 @@ def fresh(graph: Graph, leaf: Any) -> Tensor:
     """Return the leaf under a node of its own in this graph: what a derivative is taken with respect to, so that
     nested levels never mix."""
     node: Tensor = alias(graph.capture(leaf) if isinstance(leaf, Tensor) else graph.constant(leaf))
-    node.weak = leaf.weak if isinstance(leaf, Tensor) else type(leaf) is float
+    node.weak = leaf.weak if isinstance(leaf, Tensor) else type(leaf) in (float, complex)
     return node
 
 
-def _scalar_output(value: Any, function: Callable[..., Any]) -> Tensor | None:
-    """Check that the value is a scalar; return None if it does not depend on what is traced."""
+def _scalar_output(value: Any, function: Callable[..., Any], holomorphic: bool) -> Tensor | None:
+    """Check that the value is one number; return None if it does not depend on what is traced."""
     if not isinstance(value, Tensor):
-        if np.ndim(value) != 0:
+        if np.size(value) != 1:
             raise TraceError(
                 f"{name_of(function)} must return a scalar to be differentiated, got shape {np.shape(value)}"
             )
         return None
-    if value.shape != ():
+    if value.size != 1:
         raise TraceError(
             f"{name_of(function)} must return a scalar to be differentiated, got shape {value.shape}; made at "
             f"{value.location}; use np.sum or np.mean, or dtrain.vjp"
         )
-    if value.dtype.kind != "f":
+    if value.dtype.kind == "c" and not holomorphic:
+        raise TraceError(
+            f"{name_of(function)} must return a real number to be differentiated, got {value.dtype}; made at "
+            f"{value.location}; use np.real or np.abs, or holomorphic=True if it is a holomorphic function"
+        )
+    if value.dtype.kind not in "fc":
         raise TraceError(f"{name_of(function)} must return a float to be differentiated, got {value.dtype}")
     return value
 
 
 def _inline(
-    graph: Graph, function: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool
+    graph: Graph,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    argnums: Sequence[int],
+    has_aux: bool,
+    holomorphic: bool,
 ) -> tuple[Any, Any, list[Any]]:
     """Record value and gradients of the function into the graph: each differentiated leaf goes in under a node of its
     own."""
@@ -65,7 +83,7 @@ def _inline(
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise TraceError(f"{name_of(function)} must return (value, aux) with has_aux=True")
         returned, aux = returned
-    output = _scalar_output(returned, function)
+    output = _scalar_output(returned, function, holomorphic)
     flat = [node for group in wrt for node in group]
     gradients = [zeros_like(node) for node in flat] if output is None else backward([output], None, flat)
     trees = []
@@ -76,14 +94,23 @@ def _inline(
 
 
 def value_and_grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, compile: bool = True
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    compile: bool = True,
+    holomorphic: bool = False,
 ) -> Callable[..., Any]:
-    """Return a function that returns (value, gradient) of the scalar function f.
+    """Return a function that returns (value, gradient) of the scalar function f; an array of one element is a scalar.
 
     The gradient has the structure, shapes and dtypes of the argument `argnums` (a tuple of arguments gives a tuple).
     With `has_aux`, f returns (value, aux) and the result is ((value, aux), gradient). Arguments are nested dicts,
-    lists, tuples and dataclasses of float arrays; a Python float is a 0-d input; ints, bools, strings and None are
-    static. Arrays that f closes over are constants by reference.
+    lists, tuples and dataclasses of arrays of floats or complex numbers; a Python float is a 0-d input; ints, bools,
+    strings and None are static. Keyword arguments go to f and are not differentiated. Arrays that f closes over are
+    constants by reference.
+
+    The gradient of a real f with respect to z = a + ib is ∂f/∂a - i·∂f/∂b (the convention of JAX and of HIPS autograd:
+    step along its conjugate to descend). With `holomorphic`, f may return a complex number and must be a holomorphic
+    function of what is differentiated, which is not checked; the result is f'(z).
 
     With `compile`, f is recorded once for each structure, shapes and dtypes of its arguments and then run from the
     plan; with compile=False it is traced at every call, and may branch on values. Thread-safe; the arrays returned
@@ -93,7 +120,7 @@ def value_and_grad(
     wanted = as_argnums(argnums)
 
     def record(graph: Graph, args: Sequence[Any]) -> Any:
-        value, aux, gradients = _inline(graph, f, args, positions_of(f, wanted, args), has_aux)
+        value, aux, gradients = _inline(graph, f, args, positions_of(f, wanted, args), has_aux, holomorphic)
         gradient = gradients[0] if isinstance(argnums, int) else tuple(gradients)
         return ((value, aux), gradient) if has_aux else (value, gradient)
 
@@ -101,7 +128,7 @@ def value_and_grad(
         for p in positions_of(f, wanted, args):
             check_differentiable(args[p], p)
 
-    options = (argnums if isinstance(argnums, int) else wanted, has_aux, compile)
+    options = (argnums if isinstance(argnums, int) else wanted, has_aux, compile, holomorphic)
     return Transformed(value_and_grad, f, options, record, check, compile)
 
 
@@ -112,21 +139,26 @@ def as_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
 
 def positions_of(f: Callable[..., Any], argnums: Sequence[int], args: Sequence[Any]) -> list[int]:
     """Return the argument numbers as positions from the front. Raises TypeError for one that the call has not."""
-    positions = [p % len(args) if -len(args) <= p < len(args) else p for p in argnums]
+    count = len(args) - isinstance(f, WithKeywords)
+    positions = [p % count if -count <= p < count else p for p in argnums]
     for p in positions:
-        if not 0 <= p < len(args):
-            raise TypeError(f"argnums names argument {p}, but {name_of(f)} was called with {len(args)}")
+        if not 0 <= p < count:
+            raise TypeError(f"argnums names argument {p}, but {name_of(f)} was called with {count}")
     return positions
 
 
 def grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, compile: bool = True
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    compile: bool = True,
+    holomorphic: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that returns the gradient of the scalar function f; with `has_aux`, (gradient, aux).
 
     See `value_and_grad`.
     """
-    both = value_and_grad(f, argnums, has_aux, compile)
+    both = value_and_grad(f, argnums, has_aux, compile, holomorphic)
 
     def call(*args: Any, **options: Any) -> Any:
         value, gradient = both(*args, **options)

@@ -32,20 +32,19 @@ def name_of(function: Callable[..., Any]) -> str:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is recorded as an input; everything else is static."""
     if isinstance(leaf, np.ndarray | np.generic):
-        return leaf.dtype.kind in "biuf"
-    return isinstance(leaf, float | Tensor)
+        return leaf.dtype.kind in "biufc"
+    return isinstance(leaf, float | complex | Tensor)
 
 
 def is_float(leaf: Any) -> bool:
     """Whether a leaf has a gradient."""
-    return isinstance(leaf, float) or (is_array(leaf) and leaf.dtype.kind == "f")
+    return isinstance(leaf, float | complex) or (is_array(leaf) and leaf.dtype.kind in "fc")
 
 
 def check_differentiable(tree: Any, position: int) -> None:
     """Raise TraceError if a leaf of this argument is not floating point."""
     for name, leaf in named_leaves(tree):
-        kind = leaf.dtype.kind if hasattr(leaf, "dtype") else "f" if isinstance(leaf, float) else type(leaf).__name__
-        if kind != "f":
+        if not is_float(leaf):
             what = leaf.dtype if hasattr(leaf, "dtype") else type(leaf).__name__
             where = f"argument {position}" + (f" ({name})" if name else "")
             raise TraceError(
@@ -66,7 +65,7 @@ def input_tree(graph: Graph, args: Sequence[Any], inputs: list[Tensor]) -> list[
                 new.append(leaf)
                 continue
             label = f"{position}.{name}" if name else str(position)
-            weak = type(leaf) is float
+            weak = type(leaf) in (float, complex)
             node = graph.input(leaf, label, weak)
             inputs.append(node)
             new.append(node)
@@ -119,13 +118,13 @@ def _key(kind: Any, args: Sequence[Any]) -> tuple[Any, list[Any]]:
         for k, leaf in enumerate(leaves):
             if is_array(leaf):
                 arrays.append(leaf)
-                parts.append(("float",) if type(leaf) is float else (leaf.shape, leaf.dtype))
+                parts.append((type(leaf),) if type(leaf) in (float, complex) else (leaf.shape, leaf.dtype))
             else:
                 if type(leaf).__hash__ is None:
                     name = named_leaves(arg)[k][0]
                     what = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
                     raise TraceError(
-                        f"argument {position}{f' ({name})' if name else ''} is {what}: neither an array of real "
+                        f"argument {position}{f' ({name})' if name else ''} is {what}: neither an array of "
                         "numbers nor a static value (hashable)"
                     )
                 parts.append((type(leaf), leaf))
@@ -144,6 +143,18 @@ def _cache_of(function: Callable[..., Any]) -> dict[Any, Any]:
 
 def _contains_tensor(args: Sequence[Any]) -> bool:
     return any(isinstance(leaf, Tensor) for arg in args for leaf in flatten(arg)[0])
+
+
+class WithKeywords:
+    """A function whose last argument is the dict of its keyword arguments; these are not differentiated."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__name__ = name_of(function)
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args[:-1], **args[-1])
 
 
 class Transformed:
@@ -166,11 +177,12 @@ class Transformed:
     ) -> None:
         self._made_by = (make, (function, *options))
         self._function = function
-        self._kind = (make.__name__, *options)
+        self._kind = (make.__name__, isinstance(function, WithKeywords), *options)
         self._record = record
         self._check = check
         self._compile = compile
-        self._cache = _cache_of(function)
+        self._cache = _cache_of(function.function if isinstance(function, WithKeywords) else function)
+        self._by_keyword: Any = None
         self._lock = threading.RLock()
         self.__name__ = f"{make.__name__}_of_{name_of(function)}"
         self.__doc__ = function.__doc__
@@ -180,9 +192,10 @@ class Transformed:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if options:
-            raise TypeError(
-                f"{name_of(self._function)}: pass the arguments by position; got the keyword {sorted(options)[0]!r}"
-            )
+            if self._by_keyword is None:
+                make, (function, *others) = self._made_by
+                self._by_keyword = make(WithKeywords(function), *others)
+            return self._by_keyword(*args, options)
         self._check(args)
         outer = active_graph()
         if outer is not None:

@@ -80,15 +80,22 @@ class CheckReport:
 
 def _to_double(tree: Any) -> Any:
     def convert(leaf: Any) -> Any:
-        if isinstance(leaf, float) or (hasattr(leaf, "dtype") and leaf.dtype.kind == "f"):
-            return np.asarray(leaf, np.float64)
+        kind = leaf.dtype.kind if hasattr(leaf, "dtype") else np.asarray(leaf).dtype.kind
+        if kind in "fc" and (hasattr(leaf, "dtype") or isinstance(leaf, float | complex)):
+            return np.asarray(leaf, np.float64 if kind == "f" else np.complex128)
         return leaf
 
     return map_leaves(convert, tree)
 
 
 def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fc"
+
+
+def _normal(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    """Return normal numbers of the shape of an array, complex where it is."""
+    found = rng.standard_normal(like.shape)
+    return found + 1j * rng.standard_normal(like.shape) if like.dtype.kind == "c" else np.asarray(found)
 
 
 def _project(outputs: Any, weights: list[np.ndarray]) -> Any:
@@ -144,7 +151,8 @@ def check_grads(
 ) -> CheckReport:
     """Check the gradient rules of f at `args` and return the report of relative errors, one per float leaf.
 
-    f takes and returns trees of arrays; its outputs are projected on random weights. Floats are cast to float64.
+    f takes and returns trees of arrays; its outputs are projected on random weights. Floats are cast to float64,
+    complex numbers to complex128.
     `step` is relative to the size of the argument. With `order` 2, the gradient itself is then checked as a function.
     Raises GradientCheckError if a relative error exceeds `tolerance` and no kink explains it.
     """
@@ -152,9 +160,9 @@ def check_grads(
     rng = np.random.default_rng(seed)
     outputs, pullback = vjp(f, *args)
     leaves, structure = flatten(outputs)
-    weights = [rng.standard_normal(np.shape(o)) for o in leaves if np.asarray(o).dtype.kind == "f"]
+    weights = [_normal(rng, np.asarray(o)) for o in leaves if np.asarray(o).dtype.kind in "fc"]
     drawn = iter(weights)
-    seeds = [next(drawn) if np.asarray(o).dtype.kind == "f" else None for o in leaves]
+    seeds = [next(drawn) if np.asarray(o).dtype.kind in "fc" else None for o in leaves]
     gradients = pullback(unflatten(structure, seeds))
     checks = []
     for position, arg in enumerate(args):
@@ -177,7 +185,7 @@ def check_grads(
                 new[k] = leaf + change
                 return [*args[:position], unflatten(structure, new), *args[position + 1 :]]
 
-            direction = rng.standard_normal(leaf.shape)
+            direction = _normal(rng, leaf)
             label = f"argument {position}" + (f" ({name})" if name else "")
             checks.append(
                 _check_leaf(f, moved, direction, gradient, weights, step * max(1.0, np.abs(leaf).max()), label)
@@ -209,12 +217,14 @@ def _check_leaf(
     step: float,
     label: str,
 ) -> ArgumentCheck:
-    analytic = float(np.sum(gradient * direction))
+    analytic = float(np.sum(gradient * direction).real)
     high, low = moved(step * direction), moved(-step * direction)
-    numeric = float(_project(f(*high), weights) - _project(f(*low), weights)) / (2 * step)
+    numeric = float((_project(f(*high), weights) - _project(f(*low), weights)).real) / (2 * step)
     # The gradient's own size bounds what cancels in the projection.
     scale = max(abs(analytic), abs(numeric), 1e-3 * float(np.linalg.norm(gradient)), 1e-10)
     error, method = abs(analytic - numeric) / scale, "central difference"
+    if any(a.dtype.kind == "c" for a in (direction, *weights)):
+        return ArgumentCheck(label, analytic, numeric, method, error, _kinks(f, low, high) if error > 1e-9 else ())
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)

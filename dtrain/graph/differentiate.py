@@ -105,7 +105,7 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequen
         return []
     graph = outputs[0].graph
     for w in wrt:
-        if w.dtype.kind != "f":
+        if w.dtype.kind not in "fc":
             raise TraceError(
                 f"the gradient with respect to {w.name or 'an array'} of dtype {w.dtype} does not exist; use floats"
             )

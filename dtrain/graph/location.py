@@ -56,3 +56,18 @@ def scipy_caller() -> str | None:
             name = f"{module.rsplit('.', 1)[0]}.{frame.f_code.co_name}"
         frame = frame.f_back
     return name
+
+
+def numpy_caller() -> str | None:
+    """Return the name of the function of NumPy, written in Python, that the user's code called, if this is inside of
+    one."""
+    frame: FrameType | None = sys._getframe(1)
+    name: str | None = None
+    while frame is not None and _is_skipped(frame.f_code.co_filename):
+        if frame.f_code.co_filename.startswith(_NUMPY):
+            module = frame.f_globals.get("__name__", "")
+            inner = next((part for part in ("linalg", "fft") if f".{part}" in module), "")
+            called = frame.f_code.co_name
+            name = "np.r_" if called == "__getitem__" else f"np.{inner}.{called}" if inner else f"np.{called}"
+        frame = frame.f_back
+    return name

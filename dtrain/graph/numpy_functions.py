@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, NEAREST, REDUCTIONS, UFUNCS
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
 from dtrain.graph.ops import (
     accumulate,
     arrange,
+    assignment,
     choice,
     complex_numbers,
     contraction,
@@ -52,6 +53,11 @@ def _result_type(*operands: Any) -> np.dtype[Any]:
 
 def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> Any:
     return np.abs(a - b) <= atol + rtol * np.abs(b)
+
+
+def _isin(element: Any, test_elements: Any, assume_unique: bool = False, invert: bool = False, **kind: Any) -> Any:
+    found = np.any(np.expand_dims(element, -1) == np.ravel(test_elements), axis=-1)
+    return np.logical_not(found) if invert else found
 
 
 def _array_equal(a: Any, b: Any, equal_nan: bool = False) -> Any:
@@ -121,6 +127,9 @@ FUNCTIONS.update(  # elementwise
         np.imag: complex_numbers.imag,
         np.angle: complex_numbers.angle,
         np.isclose: _isclose,
+        np.isposinf: lambda x: np.equal(x, np.inf),
+        np.isneginf: lambda x: np.equal(x, -np.inf),
+        np.isin: _isin,
         np.array_equal: _array_equal,
         np.allclose: lambda a, b, rtol=1e-5, atol=1e-8: np.all(_isclose(a, b, rtol, atol)),
     }
@@ -238,6 +247,7 @@ FUNCTIONS.update(
         np.polyval: differences.polyval,
         np.vander: differences.vander,
         np.linspace: differences.linspace,
+        np.logspace: differences.logspace,
         np.unwrap: differences.unwrap,
         np.repeat: arrange.repeat,
         np.pad: padding.pad,
@@ -249,6 +259,8 @@ FUNCTIONS.update(
         np.ndim: _static("ndim"),
         np.size: _size,
         np.iscomplexobj: _is_complex,
+        np.iscomplex: complex_numbers.iscomplex,
+        np.isreal: complex_numbers.isreal,
         np.isrealobj: _is_real,
         np.result_type: _result_type,
     }
@@ -305,44 +317,10 @@ FUNCTIONS.update(  # Fourier transforms: np.fft.fft is fourier.fft, and so on
     }
 )
 
-_BY_VALUES = "its shape depends on values: keep the shape with np.where(mask, x, 0), sort, or weigh"
-NEAREST.update(
-    {
-        "scipy.special.logsumexp": "use dtrain.graph.logsumexp",
-        "scipy.special.softmax": "use dtrain.graph.softmax",
-        "scipy.special.log_softmax": "use dtrain.graph.log_softmax",
-        "scipy.special.polygamma": "use scipy.special.psi, and scipy.special.zeta for its derivatives",
-        "scipy.signal.convolve": "use np.convolve",
-        "scipy.signal.correlate": "use np.correlate",
-        "scipy.signal.fftconvolve": "use np.convolve, or np.fft.rfft and np.fft.irfft",
-        "scipy.linalg.cholesky": "use np.linalg.cholesky",
-        "scipy.linalg.solve": "use np.linalg.solve",
-        "scipy.linalg.solve_triangular": "use np.linalg.solve",
-        "scipy.linalg.cho_solve": "use np.linalg.solve",
-        "scipy.linalg.inv": "use np.linalg.inv",
-        "np.linalg.eig": "use np.linalg.eigh of symmetric matrices",
-        "np.linalg.eigvals": "use np.linalg.eigvalsh of symmetric matrices",
-        "np.i0": "use scipy.special.i0",
-        "np.piecewise": "use np.select",
-        "np.put_along_axis": "use np.where",
-        "np.copyto": "use np.where",
-        "np.fill_diagonal": "use np.where with np.eye",
-        "np.lexsort": "use np.argsort",
-        "np.apply_along_axis": "use functions with an axis, or np.stack over a loop",
-        "np.lib.stride_tricks.sliding_window_view": "use x[np.arange(n)[:, None] + np.arange(width)]",
-        **dict.fromkeys(("np.nonzero", "np.argwhere", "np.flatnonzero", "np.unique", "np.histogram"), _BY_VALUES),
-        "ndarray.nonzero": _BY_VALUES,
-        "ndarray.sort": "use x = np.sort(x)",
-        "ndarray.partition": "use x = np.partition(x, kth)",
-        "ndarray.fill": "use np.full_like",
-        "ndarray.flat": "use x.reshape(-1)",
-        "ndarray.put": "use np.where",
-    }
-)
-
 METHODS.update(
     {
         "getitem": indexing.getitem,
+        "setitem": assignment.setitem,
         "transpose": shape.transpose,
         "sum": reduction.sum,
         "mean": statistics.mean,

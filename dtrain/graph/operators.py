@@ -18,8 +18,6 @@ ACCUMULATIONS: dict[np.ufunc, Callable[..., Any]] = {}
 """What records `ufunc.accumulate`."""
 SPECIAL: dict[np.ufunc, Callable[..., Any]] = {}
 """What records each ufunc of scipy.special; filled by `ops/special.py`, once a program has imported SciPy."""
-NEAREST: dict[str, str] = {}
-"""What to write instead of some functions that are not covered, for the error message."""
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 """What records each NumPy function that is not a ufunc."""
 

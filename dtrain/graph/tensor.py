@@ -18,9 +18,10 @@ import numpy as np
 
 from dtrain.errors import TraceError, UnsupportedFunctionError
 from dtrain.graph.location import format_line as format_line
-from dtrain.graph.location import scipy_caller
+from dtrain.graph.location import numpy_caller, scipy_caller
 from dtrain.graph.location import user_line as user_line
-from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, NEAREST, REDUCTIONS, SPECIAL, UFUNCS, Operators
+from dtrain.graph.nearest import NEAREST
+from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, SPECIAL, UFUNCS, Operators
 
 if TYPE_CHECKING:
     from dtrain.graph.primitive import Primitive
@@ -32,6 +33,10 @@ _TABLES: dict[str, dict[np.ufunc, Callable[..., Any]]] = {
     "reduce": REDUCTIONS,
     "accumulate": ACCUMULATIONS,
 }
+_NUMBER = (
+    "it would lose the gradient, and so would a function of `math` or assignment to a plain array; use the function of "
+    "NumPy, np.stack or np.concatenate, np.zeros_like(x) of a traced x to assign into, or `.value` to look at it"
+)
 
 
 class Tensor(Operators):
@@ -152,6 +157,8 @@ class Tensor(Operators):
         return bool(self._scalar(bool, "the truth value"))
 
     def __float__(self) -> float:
+        if self.dtype.kind in "fc":
+            self._refuse("float()", _NUMBER)
         return float(self._scalar(float, "float()"))
 
     def __int__(self) -> int:
@@ -163,7 +170,7 @@ class Tensor(Operators):
         return int(self._scalar(operator.index, "a Python index"))
 
     def __complex__(self) -> complex:
-        self._refuse("complex()", "only real arrays are recorded")
+        self._refuse("complex()", _NUMBER)
 
     def item(self, *args: int) -> Any:
         return self._scalar(lambda value: np.asarray(value).item(*args), "item()")
@@ -175,13 +182,18 @@ class Tensor(Operators):
         caller = scipy_caller() if "scipy" in sys.modules else None
         if caller is not None:
             raise UnsupportedFunctionError(_not_covered(caller))
+        caller = numpy_caller()
+        if caller is not None:
+            remedy = NEAREST.get(caller, f"stack a list first, {caller}(np.stack(list))")
+            self._refuse(f"the conversion in {caller}", f"NumPy would lose the gradient; {remedy}")
         self._refuse(
-            "np.asarray()",
-            "it would lose the gradient; use NumPy functions on it, np.stack for a list, or `.value` to look at it",
+            "np.array() or np.asarray()",
+            "it would lose the gradient; use np.stack for a list, np.zeros_like(x) of a traced x for an array to "
+            "assign into, NumPy functions on the array itself, or `.value` to look at it",
         )
 
-    def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        self._refuse("assignment to a part", "arrays are not changed while tracing; use np.where or np.concatenate")
+    def __setitem__(self, index: Any, value: Any) -> None:
+        METHODS["setitem"](self, index, value)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -392,6 +404,11 @@ def recording(graph: Graph) -> Iterator[Graph]:
     _ACTIVE.stack.append(graph)
     try:
         yield graph
+    except ValueError as error:
+        # NumPy puts a message of its own over that of a refused conversion.
+        if isinstance(error.__cause__, TraceError) and str(error).startswith("setting an array element"):
+            raise error.__cause__ from None
+        raise
     finally:
         _ACTIVE.stack.pop()
 

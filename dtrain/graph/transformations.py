@@ -38,6 +38,12 @@ def _static(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
     return argnums if isinstance(argnums, int) else tuple(argnums)
 
 
+def _from_front(f: Callable[..., Any], argnums: int | Sequence[int], args: Sequence[Any]) -> int | tuple[int, ...]:
+    """Return `argnums` counted from the front."""
+    positions = positions_of(f, as_argnums(argnums), args)
+    return positions[0] if isinstance(argnums, int) else tuple(positions)
+
+
 def _check(f: Callable[..., Any], argnums: int | Sequence[int]) -> Callable[[Sequence[Any]], None]:
     """Return what checks that the arguments named by `argnums` are there and are floats."""
 
@@ -53,9 +59,9 @@ def jvp(
 ) -> tuple[Any, Any]:
     """Return (f(*primals), J·tangents): the value, and its derivative along a direction.
 
-    `primals` are the arguments, `tangents` trees like them; a leaf that is not floating point has the tangent None,
-    and None for a float leaf means 0. The second result is a tree like the first, with None beside what is not
-    floating point. Raises TraceError where structures or shapes differ.
+    `primals` are the arguments, `tangents` trees like them; a leaf that is neither floating point nor complex has the
+    tangent None, and None for a float leaf means 0. The second result is a tree like the first, with None beside what
+    is neither floating point nor complex. Raises TraceError where structures or shapes differ.
     """
     if not isinstance(primals, list | tuple) or not isinstance(tangents, list | tuple):
         raise TypeError("jvp takes the arguments and their tangents as tuples: jvp(f, (x,), (v,))")
@@ -91,7 +97,7 @@ def _pushing(f: Callable[..., Any], count: int, compile: bool) -> Transformed:
             primals[i] = unflatten(structure, leaves)
         result = f(*primals)
         outputs, structure = flatten(result)
-        traced = [k for k, o in enumerate(outputs) if isinstance(o, Tensor) and o.dtype.kind == "f"]
+        traced = [k for k, o in enumerate(outputs) if isinstance(o, Tensor) and o.dtype.kind in "fc"]
         moved: list[Any] = [np.zeros_like(o) if is_float(o) else None for o in outputs]
         if traced and wrt:
             nodes = [graph.capture(outputs[k]) for k in traced]
@@ -119,9 +125,11 @@ def elementwise_grad(
         return np.sum(value)
 
     total.__name__ = name_of(f)
-    inner = grad(total, argnums)
-    options = (_static(argnums), compile)
-    return Transformed(elementwise_grad, f, options, lambda graph, args: inner(*args), _check(f, argnums), compile)
+
+    def record(graph: Graph, args: Sequence[Any]) -> Any:
+        return grad(total, _from_front(f, argnums, args))(*args)
+
+    return Transformed(elementwise_grad, f, (_static(argnums), compile), record, _check(f, argnums), compile)
 
 
 def hvp(f: Callable[..., Any], x: Any, v: Any, *rest: Any, compile: bool = True) -> Any:
@@ -149,19 +157,22 @@ def _curving(f: Callable[..., Any], compile: bool) -> Transformed:
     return Transformed(_curving, f, (compile,), record, _check(f, 0), compile)
 
 
-def jacobian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bool = True) -> Callable[..., Any]:
+def jacobian(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bool = True, holomorphic: bool = False
+) -> Callable[..., Any]:
     """Return a function that returns the matrix of first derivatives of f.
 
     For an array x and a result y it has the shape y.shape + x.shape. Where the result is a tree, so is the Jacobian,
     with, in place of each array, a tree like the argument (a tuple of trees for a tuple of `argnums`). It is made row
     by row in reverse mode, or column by column in forward mode where x has fewer elements than y, by a loop (`scan`),
-    so the graph does not grow with the size. See `grad` for the arguments and for `compile`.
+    so the graph does not grow with the size. See `grad` for the arguments, for `compile` and, with complex numbers, for
+    `holomorphic`.
     """
 
     def record(graph: Graph, args: Sequence[Any]) -> Any:
-        return _jacobian(graph, f, argnums, args)
+        return _jacobian(graph, f, argnums, args, holomorphic)
 
-    return Transformed(jacobian, f, (_static(argnums), compile), record, _check(f, argnums), compile)
+    return Transformed(jacobian, f, (_static(argnums), compile, holomorphic), record, _check(f, argnums), compile)
 
 
 def hessian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bool = True) -> Callable[..., Any]:
@@ -170,15 +181,17 @@ def hessian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, compile: bo
     It is the Jacobian of the gradient: for an array x it has the shape x.shape + x.shape; for a tree {"a", "b"} it is
     {"a": {"a", "b"}, "b": {"a", "b"}}. `hvp` gives its product with a vector without making it.
     """
-    gradient = grad(f, argnums)
 
     def record(graph: Graph, args: Sequence[Any]) -> Any:
-        return _jacobian(graph, gradient, argnums, args)
+        positions = _from_front(f, argnums, args)
+        return _jacobian(graph, grad(f, positions), positions, args, holomorphic=False)
 
     return Transformed(hessian, f, (_static(argnums), compile), record, _check(f, argnums), compile)
 
 
-def _jacobian(graph: Graph, f: Callable[..., Any], argnums: int | Sequence[int], args: Sequence[Any]) -> Any:
+def _jacobian(
+    graph: Graph, f: Callable[..., Any], argnums: int | Sequence[int], args: Sequence[Any], holomorphic: bool
+) -> Any:
     new = list(args)
     wrt: list[Tensor] = []
     structures = []
@@ -191,6 +204,12 @@ def _jacobian(graph: Graph, f: Callable[..., Any], argnums: int | Sequence[int],
     result = f(*new)
     outputs, out_structure = flatten(result)
     for (name, _), o in zip(named_leaves(result), outputs, strict=True):
+        if np.iscomplexobj(o) and not holomorphic:
+            where = f" ({name})" if name else ""
+            raise TraceError(
+                f"jacobian of {name_of(f)}: its result{where} is complex; differentiate np.real and np.imag of it, or "
+                "give holomorphic=True if it is a holomorphic function"
+            )
         if not is_float(o):
             what = o.dtype if hasattr(o, "dtype") else type(o).__name__
             where = f" ({name})" if name else ""
@@ -199,7 +218,8 @@ def _jacobian(graph: Graph, f: Callable[..., Any], argnums: int | Sequence[int],
     was_eager = graph.is_eager
     graph.is_eager = False
     try:
-        if sum(w.size for w in wrt) < sum(o.size for o in traced):
+        is_real = all(node.dtype.kind == "f" for node in (*wrt, *traced))  # columns would lose imaginary parts
+        if is_real and sum(w.size for w in wrt) < sum(o.size for o in traced):
             found = _by_columns(traced, wrt)
         else:
             found = [_rows(o, wrt) for o in traced]

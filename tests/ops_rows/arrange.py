@@ -110,6 +110,7 @@ row("vander", lambda v: np.vander(v, 3) @ np.vander(v[:3], increasing=True),
     lambda v: torch.stack([v * v, v, v**0], 1) @ torch.stack([v[:3] ** 0, v[:3], v[:3] ** 2], 1), V)  # fmt: skip
 row("linspace", lambda a, b: np.linspace(a, b, 5), lambda a, b: a + (b - a) * torch.arange(5) / 4, SCALAR,
     np.array(2.1))  # fmt: skip
+row("logspace", lambda v: np.logspace(v, 1.5, 4, base=2.0, axis=1) * np.logspace(0.5, v, 4, endpoint=False).T, None, V)
 row("linspace of rows", lambda v: np.linspace(v, 3.0, 4, endpoint=False, axis=1), None, V)
 row("linspace step", lambda v: np.linspace(0.0, v, 4, retstep=True)[1], lambda v: v / 3, V)
 row("unwrap", lambda x: np.unwrap(3 * x), None, X)
@@ -122,3 +123,32 @@ row("reshape by name", lambda x: np.reshape(x, shape=(4, 3)), lambda x: x.reshap
 row("array_equal", lambda x: np.where(np.array_equal(x, x + 0, equal_nan=True), x, 0) * (1 - np.array_equal(x, X[0])),
     lambda x: x * 1, X)  # fmt: skip
 row("questions about complex", lambda x: x * (np.isrealobj(x) + np.iscomplexobj(x)), lambda x: x * 1, X)
+
+
+# -- item assignment ---------------------------------------------------------------------------------------------------
+
+
+def assigned(index, *, to=lambda x: np.sin(x)):
+    """Return a function that assigns to a part of a copy of x."""
+
+    def function(x, v):
+        u = x * v
+        u[index] = to(x)[index]
+        return u * u
+
+    return function
+
+
+row("u[0, 1:] = v", assigned((0, slice(1, None))), None, X, V)
+row("u[..., ::-2] = v", assigned((..., slice(None, None, -2))), None, CUBE, V)
+row("u[mask] = v", assigned(MASK), None, X, V)
+row("u[rows] = v", assigned(np.array([2, 0])), None, X, V)
+
+
+def overwritten(x, v):
+    u = np.zeros_like(x)
+    u[np.array([1, 1, 0]), np.array([2, 2, 3])] = v[:3]
+    return u * x
+
+
+row("u[rows, columns] = v, the last counts", overwritten, None, X, V)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.ops_samples import ABOVE, CUBE, INSIDE, POSITIVE, V, X, Y, real, row, tensor
+from tests.ops_samples import ABOVE, CUBE, INSIDE, MASK, POSITIVE, V, X, Y, real, row, tensor
 
 for _name, _inputs in {
     "fmax": (X, Y), "fmin": (X, Y), "fmod": (X, ABOVE), "logaddexp2": (X, Y),
@@ -61,3 +61,9 @@ row("angle", lambda x, y: np.angle(x + 1j * y) + np.angle(y + 1j * x, deg=True),
 row("complex product", lambda x, y: np.abs((x[0] + 2j * y[0]) @ (y.T + 1j * x.T)),
     lambda x, y: torch.abs(torch.complex(x[0], 2 * y[0]) @ torch.complex(y.T, x.T)), X, Y)  # fmt: skip
 row("parts of real", lambda x: np.real(x) + np.imag(x) + x.real.conjugate(), lambda x: 2 * x, CUBE)
+row("iscomplex isreal", lambda x, y: np.where(np.iscomplex(x + 1j * np.where(MASK, y, 0)) & np.isreal(y), x, 3 * x),
+    lambda x, y: torch.where(tensor(MASK), x, 3 * x), X, Y)  # fmt: skip
+row("isposinf isneginf isin", lambda x: np.where(np.isposinf(np.where(MASK, np.inf, x)), x, 2 * x)
+    + np.where(np.isneginf(np.where(MASK, -np.inf, x)), x, 0)
+    + x * np.isin(x > 1, [True]) - x * np.isin(x > 0, np.array([True]), invert=True),
+    lambda x: 2 * x + x * (x > 1) - x * (x <= 0), X)  # fmt: skip

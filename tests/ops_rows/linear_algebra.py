@@ -194,3 +194,5 @@ row("Gaussian process",
     lambda x, y: 0.5 * y @ np.linalg.solve(positive(x), y) + 0.5 * np.linalg.slogdet(positive(x))[1],
     lambda x, y: 0.5 * y @ linalg.solve(positive_torch(x), y) + 0.5 * torch.logdet(positive_torch(x)), SQUARE,
     ABOVE[:, 0])  # fmt: skip
+row("eigvalsh reads the lower triangle", lambda x: np.linalg.eigvalsh(x), None, SQUARE)
+row("eigvalsh reads the upper triangle", lambda x: np.linalg.eigvalsh(x, "U"), None, BATCH)

@@ -92,3 +92,4 @@ for _method in ("linear", "lower", "higher", "nearest", "midpoint"):
 row("quantiles", lambda x: np.quantile(x, [0.1, 0.8], axis=0, keepdims=True),
     lambda x: torch.quantile(x, tensor([0.1, 0.8], dtype=x.dtype), 0, True), X)  # fmt: skip
 row("percentile", lambda x: np.percentile(x, 30), lambda x: torch.quantile(x, 0.3), X)
+row("std of one element", lambda x: np.std(x[:, :1], axis=1) + x[:, 0] * np.std(x[0, :1]), lambda x: x[:, 0] * 0, X)

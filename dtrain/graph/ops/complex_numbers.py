@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Complex numbers inside of a real function: parts, conjugate and angle.
+"""Complex numbers: parts, conjugate and angle.
 
 The gradient of a real loss L with respect to z = a + ib is kept as ∂L/∂a - i·∂L/∂b, so that the rule of every
 holomorphic function is its real rule, and the real part is the gradient of a real number that became complex.
@@ -63,3 +63,13 @@ def angle(x: Any, deg: bool = False) -> Any:
     """Record np.angle: the argument of a complex number in radians, or in degrees with `deg`."""
     found = np.arctan2(imag(x), real(x))
     return found * (180.0 / np.pi) if deg else found
+
+
+def iscomplex(x: Any) -> Any:
+    """Record np.iscomplex: where the imaginary part is not 0."""
+    return np.not_equal(imag(x), 0)
+
+
+def isreal(x: Any) -> Any:
+    """Record np.isreal: where the imaginary part is 0."""
+    return np.equal(imag(x), 0)

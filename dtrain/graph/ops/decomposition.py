@@ -91,12 +91,15 @@ def _eigh(x: np.ndarray, *, uplo: str) -> np.ndarray:
 
 @primitive(shape=_eigh_shape, bind=copying(_eigh), expects=square_expects)
 def eigh_factors(g, out, x, *, uplo):
-    """np.linalg.eigh: eigenvalues and eigenvectors. The gradient is symmetric, as if both halves of x were read."""
+    """np.linalg.eigh: eigenvalues and eigenvectors. The gradient lies in the triangle of x that NumPy reads."""
     n = x.shape[-1]
     w, v = _unpacked(out, (n,), (n, n))
     gw, gv = _unpacked(g, (n,), (n, n))
     inner = np.where(np.eye(n, dtype=bool), gw[..., None, :], _differences(w) * (turned(v) @ gv))
-    return _symmetric(v @ inner @ turned(v))
+    half = v @ inner @ turned(v)
+    triangle = np.tril(np.ones((n, n), bool), -1)
+    eye = np.eye(n, dtype=bool)
+    return np.where(triangle if uplo.upper() == "L" else triangle.T, half + turned(half), np.where(eye, half, 0.0))
 
 
 def eigh(x: Any, UPLO: str = "L") -> Any:

@@ -176,6 +176,14 @@ def linspace(
     return (line, step) if retstep else line
 
 
+def logspace(
+    start: Any, stop: Any, num: int = 50, endpoint: bool = True, base: Any = 10.0, dtype: Any = None, axis: int = 0
+) -> Any:
+    """Record np.logspace between traced ends."""
+    line = np.power(base, np.linspace(start, stop, num, endpoint=endpoint, axis=axis))
+    return line if dtype is None else line.astype(dtype)
+
+
 def unwrap(p: Any, discont: Any = None, axis: int = -1, *, period: float = 2 * np.pi) -> Any:
     """Record np.unwrap: jumps above half a period become their complement. What is added is flat."""
     p = as_tensor(p)

@@ -22,7 +22,7 @@ from dtrain.graph.tensor import Tensor, format_line, user_line
 Template = tuple[Any, ...]
 
 
-def _real_index(template: Template, arrays: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+def real_index(template: Template, arrays: tuple[Any, ...] = ()) -> tuple[Any, ...]:
     index: list[Any] = []
     for item in template:
         if isinstance(item, tuple):
@@ -34,7 +34,7 @@ def _real_index(template: Template, arrays: tuple[Any, ...] = ()) -> tuple[Any, 
 
 def _basic_index(template: Template) -> tuple[Any, ...]:
     """Return the index with an ellipsis, so that a single element is a 0-d view and not a scalar."""
-    index = _real_index(template)
+    index = real_index(template)
     return index if "..." in template else (*index, ...)
 
 
@@ -75,7 +75,7 @@ def _gather_shape(x: Any, *arrays: Any, index: Template) -> tuple[Shape, np.dtyp
     if all(item[0] == "array" for item in index if isinstance(item, tuple)) and len(index) == len(arrays) and x.size:
         return np.broadcast_shapes(*[a.shape for a in arrays]) + x.shape[len(arrays) :], x.dtype
     unit = np.broadcast_to(np.zeros((), np.uint8), probe.shape)
-    return unit[_real_index(index, zeros)].shape, x.dtype
+    return unit[real_index(index, zeros)].shape, x.dtype
 
 
 def _gather_run(out: np.ndarray, x: np.ndarray, index: tuple[Any, ...]) -> None:
@@ -93,7 +93,7 @@ def _take_rows_run(out: np.ndarray, x: np.ndarray, rows: np.ndarray) -> None:
 def _gather_bind(out: np.ndarray, x: np.ndarray, *arrays: np.ndarray, index: Template) -> Call:
     if index == (("array", 0),) and arrays[0].ndim:
         return partial(_take_rows_run, out, x, arrays[0])
-    return partial(_gather_run, out, x, _real_index(index, arrays))
+    return partial(_gather_run, out, x, real_index(index, arrays))
 
 
 @primitive(shape=_gather_shape, bind=_gather_bind)
@@ -135,7 +135,7 @@ def _scatter_bind(out: np.ndarray, g: np.ndarray, *arrays: np.ndarray, shape: Sh
             np.arange(width),
             places,
         )
-    return partial(_scatter_run, out, g, _real_index(index, arrays))
+    return partial(_scatter_run, out, g, real_index(index, arrays))
 
 
 @primitive(shape=_scatter_shape, bind=_scatter_bind)
@@ -156,9 +156,9 @@ def _mask_indices(mask: Any) -> list[Any]:
     return list(np.nonzero(mask))
 
 
-def getitem(x: Any, index: Any) -> Any:
-    """Record x[index]: basic, integer arrays (traced or not), and masks of plain data."""
-    x = as_tensor(x)
+def template_of(index: Any) -> tuple[Template, list[Any]]:
+    """Take an index apart into its template and its integer arrays (traced or not); masks of plain data become
+    these."""
     items = index if isinstance(index, tuple) else (index,)
     template: list[Any] = []
     arrays: list[Any] = []
@@ -190,10 +190,17 @@ def getitem(x: Any, index: Any) -> Any:
             for array in found:
                 template.append(("array", len(arrays)))
                 arrays.append(array)
+    # NumPy moves integers beside arrays into the advanced index, which the template keeps as it is.
+    return tuple(template), arrays
+
+
+def getitem(x: Any, index: Any) -> Any:
+    """Record x[index]: basic, integer arrays (traced or not), and masks of plain data."""
+    x = as_tensor(x)
+    template, arrays = template_of(index)
     if arrays:
-        # NumPy moves integers beside arrays into the advanced index, which the template keeps as it is.
-        return record(gather, (x, *arrays), {"index": tuple(template)})
-    return record(slice_, (x,), {"index": tuple(template)})
+        return record(gather, (x, *arrays), {"index": template})
+    return record(slice_, (x,), {"index": template})
 
 
 def take(x: Any, indices: Any, axis: Any = None, out: None = None, mode: str = "raise") -> Any:

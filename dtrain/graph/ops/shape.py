@@ -192,10 +192,12 @@ def ravel(x: Any, order: str = "C") -> Any:
     return reshape(x, (-1,), order=order)
 
 
-def transpose(x: Any, *axes: Any) -> Any:
+def transpose(x: Any, *args: Any, axes: Any = None) -> Any:
     """Record np.transpose(x, axes), x.transpose(1, 0) and x.T."""
     x = as_tensor(x)
-    order: Any = axes[0] if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], tuple | list)) else axes
+    order: Any = args or axes
+    if len(args) == 1 and (args[0] is None or isinstance(args[0], tuple | list)):
+        order = args[0]
     if not order:
         order = range(x.ndim)[::-1]
     order = tuple([int(a) % x.ndim for a in order])

@@ -83,8 +83,9 @@ def std(
     keepdims: Any = False,
     **options: Any,
 ) -> Any:
-    """Record np.std."""
-    return np.sqrt(var(x, axis, dtype, None, ddof, keepdims, **options))
+    """Record np.std. Of one element it is 0, with the gradient 0."""
+    found = var(x, axis, dtype, None, ddof, keepdims, **options)
+    return found if found.size == as_tensor(x).size else np.sqrt(found)
 
 
 def average(x: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: Any = False) -> Any:

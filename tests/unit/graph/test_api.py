@@ -245,3 +245,37 @@ def test_scopes_and_lines_are_kept():
     assert node.location.endswith(f"test_api.py:{f.__code__.co_firstlineno + 2}")
     assert g.op.name == "multiply"
     assert (g.scope, g.location) == (node.scope, node.location)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_keyword_arguments_are_passed_on_and_are_inputs(compiled):
+    traces = []
+
+    def f(x, y, *, scale, squared=False):
+        traces.append(scale)
+        return np.sum(scale * x * y**2) if squared else np.sum(scale * x * y)
+
+    x, y = np.array([1.0, 2.0]), np.array([3.0, 5.0])
+    for scale in (np.array([2.0, 7.0]), np.array([0.5, 1.5])):
+        for argnums, expected in (
+            (0, scale * y**2),
+            (-1, 2 * scale * x * y),
+            ((0, -1), (scale * y**2, 2 * scale * x * y)),
+        ):
+            found = graph.grad(f, argnums, compile=compiled)(x, y, scale=scale, squared=True)
+            np.testing.assert_allclose(found, expected, rtol=1e-15)
+    np.testing.assert_allclose(graph.elementwise_grad(f, -1, compiled)(x, y, scale=3.0), 3 * x, rtol=1e-15)
+    hessian = graph.hessian(f, -1, compiled)(x, y, scale=3.0, squared=True)
+    np.testing.assert_allclose(hessian, np.diag(6 * x), rtol=1e-15)
+    assert len(traces) == (5 if compiled else 8)
+    with pytest.raises(TypeError, match="argnums names argument 2, but f was called with 2"):
+        graph.grad(f, 2)(x, y, scale=1.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sclae'"):
+        graph.grad(f)(x, y, sclae=1.0)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_array_of_one_element_is_a_scalar(compiled):
+    value, gradient = graph.value_and_grad(lambda x: np.sum(x**2, keepdims=True), compile=compiled)(np.arange(3.0))
+    np.testing.assert_array_equal(value, [5.0])
+    np.testing.assert_array_equal(gradient, [0.0, 2.0, 4.0])

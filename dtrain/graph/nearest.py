@@ -1,0 +1,89 @@
+"""What to write instead of a function that is not covered, for the error message."""
+
+from __future__ import annotations
+
+_BY_VALUES = "its shape depends on values: keep the shape with np.where(mask, x, 0), sort, or weigh"
+_IN_PLACE = "use np.where, or x[...] = value on a copy"
+_INTEGERS = "it is of integers, which have no gradient; use np.floor_divide and np.remainder of floats"
+_INDICES = "it depends on the shape alone: give it a plain array, as in np.zeros(x.shape)"
+_POLYNOMIAL = "use np.polyval, np.convolve for products of polynomials and + for sums"
+_OUTPUT = "write what the function returns, or `.value` to look at the array here"
+_DATES = "dates have no gradient; use np.floor of floats"
+_MEMORY = "traced arrays do not share memory; use np.array_equal to compare them"
+_STATISTICS = "write the density with NumPy and scipy.special (np.log, gammaln, ndtr, log_ndtr, xlogy)"
+_ROUNDING = "it has no useful derivative; use np.floor, np.rint or np.log2"
+
+
+def _of(remedy: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, remedy)
+
+
+NEAREST: dict[str, str] = {
+    "np.r_": "use np.concatenate or np.column_stack",
+    "np.full": "use np.broadcast_to(x, shape)",
+    "np.i0": "use scipy.special.i0",
+    "np.linalg.eig": "use np.linalg.eigh of symmetric matrices",
+    "np.linalg.eigvals": "use np.linalg.eigvalsh of symmetric matrices",
+    "np.piecewise": "use np.select",
+    "np.lexsort": "use np.argsort",
+    "np.apply_along_axis": "use functions with an axis, or np.stack over a loop",
+    "np.apply_over_axes": "use functions with a tuple as axis",
+    "np.lib.stride_tricks.sliding_window_view": "use x[np.arange(n)[:, None] + np.arange(width)]",
+    "np.geomspace": "use np.exp of np.linspace of np.log",
+    "np.ldexp": "use x * 2.0**n",
+    "np.array_equiv": "use np.array_equal",
+    "np.nanquantile": "use np.quantile, or np.nanmedian",
+    "np.nanpercentile": "use np.percentile, or np.nanmedian",
+    "np.polyfit": "use np.linalg.lstsq of np.vander",
+    "np.roots": "find them on plain arrays, then take a Newton step with np.polyval",
+    "np.real_if_close": "use np.real",
+    "np.sort_complex": "use np.sort of np.real or np.abs",
+    "np.einsum_path": "use np.einsum, and np.einsum_path on plain arrays of the same shapes",
+    "np.common_type": "use np.result_type",
+    "np.can_cast": "use x.dtype with np.result_type",
+    "np.min_scalar_type": "use x.dtype",
+    "np.ix_": "give it plain indices, or use np.take along each axis",
+    "ndarray.sort": "use x = np.sort(x)",
+    "ndarray.partition": "use x = np.partition(x, kth)",
+    "ndarray.fill": "use np.full_like",
+    "ndarray.flat": "use x.reshape(-1)",
+    "scipy.special.logsumexp": "use dtrain.graph.logsumexp",
+    "scipy.special.softmax": "use dtrain.graph.softmax",
+    "scipy.special.log_softmax": "use dtrain.graph.log_softmax",
+    "scipy.special.polygamma": "use scipy.special.psi, and scipy.special.zeta for its derivatives",
+    "scipy.signal.convolve": "use np.convolve",
+    "scipy.signal.correlate": "use np.correlate",
+    "scipy.signal.fftconvolve": "use np.convolve, or np.fft.rfft and np.fft.irfft",
+    "scipy.linalg.cholesky": "use np.linalg.cholesky",
+    "scipy.linalg.inv": "use np.linalg.inv",
+    **_of("use np.linalg.solve", "scipy.linalg.solve", "scipy.linalg.solve_triangular", "scipy.linalg.cho_solve"),
+    **_of(
+        _STATISTICS, *[f"scipy.stats.{f}" for f in ("pdf", "logpdf", "cdf", "logcdf", "sf", "logsf", "pmf", "logpmf")]
+    ),
+    **_of(
+        _BY_VALUES,
+        *("np.nonzero", "np.argwhere", "np.flatnonzero", "np.histogram", "np.histogram2d", "np.histogramdd"),
+        *("np.histogram_bin_edges", "np.unique", "np.unique_all", "np.unique_counts", "np.unique_inverse"),
+        *("np.unique_values", "np.intersect1d", "np.union1d", "np.setdiff1d", "np.setxor1d", "np.trim_zeros"),
+        "ndarray.nonzero",
+    ),
+    **_of(
+        _IN_PLACE,
+        *("np.put", "np.put_along_axis", "np.putmask", "np.place", "np.copyto", "np.fill_diagonal", "ndarray.put"),
+    ),
+    **_of(
+        _INTEGERS,
+        *("np.gcd", "np.lcm", "np.left_shift", "np.right_shift", "np.bitwise_count", "np.packbits", "np.unpackbits"),
+        *("np.ravel_multi_index", "np.unravel_index"),
+    ),
+    **_of(_INDICES, "np.diag_indices_from", "np.tril_indices_from", "np.triu_indices_from"),
+    **_of(_POLYNOMIAL, *[f"np.poly{f}" for f in ("", "add", "sub", "mul", "div", "der", "int")]),
+    **_of(
+        _OUTPUT,
+        *("np.array2string", "np.array_repr", "np.array_str", "np.save", "np.savetxt", "np.savez"),
+        "np.savez_compressed",
+    ),
+    **_of(_DATES, "np.busday_count", "np.busday_offset", "np.is_busday", "np.datetime_as_string", "np.isnat"),
+    **_of(_MEMORY, "np.may_share_memory", "np.shares_memory"),
+    **_of(_ROUNDING, "np.spacing", "np.nextafter", "np.frexp"),
+}
