@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dtrain.graph import (
+        check_grads,
         checkpoint,
         custom_vjp,
+        draw,
         elementwise_grad,
         grad,
         hessian,
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "check_grads",
     "checkpoint",
     "custom_vjp",
+    "draw",
     "elementwise_grad",
     "fit",
     "grad",

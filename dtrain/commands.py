@@ -169,6 +169,25 @@ def validate(
 
 
 @app.command()
+def draw(
+    target: Annotated[str, typer.Argument(help="A job file, module:function, or file.py:function.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The SVG file to write.")] = Path("graph.svg"),
+    arguments: Annotated[list[str] | None, typer.Option("--arg", help="An argument of the function: x=-2.")] = None,
+    overrides: Annotated[list[str] | None, SET] = None,
+    max_nodes: Annotated[int, typer.Option(min=0, help="More operations than this are collapsed.")] = 60,
+) -> None:
+    """Draw a graph with the value above each edge and the gradient below it, as SVG."""
+    from dtrain.jobs.drawing import draw_target
+
+    picture = draw_target(target, arguments or [], overrides or [], max_nodes)
+    try:
+        output.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error.strerror}") from None
+    print(output)
+
+
+@app.command()
 def submit(
     spec: Annotated[str, SPEC],
     name: Annotated[str | None, typer.Option(help="Name of the job; that of the file unless given.")] = None,

@@ -21,6 +21,7 @@ from dtrain.graph.context import (
 )
 from dtrain.graph.custom import custom_vjp, primitive
 from dtrain.graph.differentiate import backward
+from dtrain.graph.drawing import draw
 from dtrain.graph.ops.choice import relu, sigmoid
 from dtrain.graph.ops.reduction import log_softmax, logsumexp, softmax
 from dtrain.graph.ops.shape import stop_gradient
@@ -48,6 +49,7 @@ __all__ = [
     "checkpoint",
     "current_context",
     "custom_vjp",
+    "draw",
     "dropout",
     "elementwise_grad",
     "flatten",

@@ -1,0 +1,121 @@
+"""Where boxes and edges lie: layers by the longest path, the order in each by barycentres (Sugiyama's method)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtrain.graph.drawing.picture import Picture
+
+_ROW = 72.0
+_CHARACTER = 7.4
+_SWEEPS = 12
+
+
+@dataclass
+class Layout:
+    """Centres and widths of the boxes in pixels, and the points that each edge goes through, box centres included."""
+
+    centres: list[tuple[float, float]]
+    widths: list[float]
+    paths: list[list[tuple[float, float]]]
+    width: float
+    height: float
+
+
+def arrange(picture: Picture) -> Layout:
+    """Lay the picture out from left to right."""
+    count = len(picture.boxes)
+    layer = _layers(picture)
+    after: dict[int, list[int]] = {}
+    before: dict[int, list[int]] = {}
+    chains: list[list[int]] = []
+    for edge in picture.edges:  # an edge over several layers goes through a point in each
+        chain = [edge.source]
+        for between in range(layer[edge.source] + 1, layer[edge.target]):
+            layer.append(between)
+            chain.append(len(layer) - 1)
+        chain.append(edge.target)
+        chains.append(chain)
+        for a, b in zip(chain, chain[1:], strict=False):
+            after.setdefault(a, []).append(b)
+            before.setdefault(b, []).append(a)
+    columns: list[list[int]] = [[] for _ in range(max(layer, default=0) + 1)]
+    for node, where in enumerate(layer):
+        columns[where].append(node)
+    y = _rows(columns, before, after)
+    widths = [max(38.0, len(box.label) * _CHARACTER + 18) for box in picture.boxes]
+    x = _columns(picture, columns, layer, widths)
+    points = [(x[layer[node]], y[node]) for node in range(len(layer))]
+    paths = [[points[node] for node in chain] for chain in chains]
+    last = columns[-1]
+    width = x[-1] + max((widths[n] for n in last if n < count), default=0) / 2 + 24
+    return Layout(points[:count], widths, paths, width, max(y, default=0.0) + 60)
+
+
+def _layers(picture: Picture) -> list[int]:
+    layer = [0] * len(picture.boxes)
+    for _ in picture.boxes:
+        is_done = True
+        for edge in picture.edges:
+            if layer[edge.target] <= layer[edge.source]:
+                layer[edge.target] = layer[edge.source] + 1
+                is_done = False
+        if is_done:
+            break
+    for number, box in enumerate(picture.boxes):  # an input stands just before its first use
+        targets = [layer[e.target] for e in picture.edges if e.source == number]
+        if box.kind == "input" and targets:
+            layer[number] = min(targets) - 1
+    return layer
+
+
+def _rows(columns: list[list[int]], before: dict[int, list[int]], after: dict[int, list[int]]) -> list[float]:
+    """Order each column by the mean height of the neighbours, then draw each node towards that height."""
+    y = [0.0] * sum(map(len, columns))
+    for column in columns:
+        for row, node in enumerate(column):
+            y[node] = row * _ROW
+
+    def mean(node: int, beside: dict[int, list[int]]) -> float:
+        found = [y[n] for n in beside.get(node, ())]
+        return sum(found) / len(found) if found else y[node]
+
+    for sweep in range(_SWEEPS):
+        beside, order = (before, columns) if sweep % 2 == 0 else (after, columns[::-1])
+        for column in order:
+            wanted = {node: mean(node, beside) for node in column}
+            column.sort(key=lambda node: (wanted[node], node))
+            _spread(column, wanted, y)
+    for column in columns:
+        wanted = {node: (mean(node, before) + mean(node, after)) / 2 for node in column}
+        _spread(column, wanted, y)
+    top = min(y, default=0.0)
+    return [value - top + 84 for value in y]
+
+
+def _spread(column: list[int], wanted: dict[int, float], y: list[float]) -> None:
+    """Place the nodes in this order, a row apart, around where they want to be."""
+    blocks: list[list[float]] = []  # [sum of (wanted - offset), number of nodes]: nodes that touch move as one
+    for node in column:
+        blocks.append([wanted[node], 1])
+        while len(blocks) > 1:
+            (a, n), (b, m) = blocks[-2], blocks[-1]
+            if a / n + n * _ROW <= b / m:
+                break
+            blocks[-2:] = [[a + b - m * n * _ROW, n + m]]
+    nodes = iter(column)
+    for total, size in blocks:
+        for row in range(int(size)):
+            y[next(nodes)] = total / size + row * _ROW
+
+
+def _columns(picture: Picture, columns: list[list[int]], layer: list[int], widths: list[float]) -> list[float]:
+    """The centre of each column; the gaps have room for the texts of the edges that begin there."""
+    x, right = [], 0.0
+    for number, column in enumerate(columns):
+        half = max((widths[n] for n in column if n < len(widths)), default=20.0) / 2
+        texts = [len(t) for e in picture.edges if layer[e.source] == number - 1 for t in (e.value, e.gradient)]
+        gap = max(texts, default=0) * 6.8 + 44 if number else 24.0
+        x.append(right + gap + half)
+        right += gap + 2 * half
+    return x

@@ -1,0 +1,180 @@
+"""What is in the picture of a graph: boxes, and edges with a value and a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dtrain.graph.differentiate import backward
+from dtrain.graph.ops.shape import alias
+from dtrain.graph.regions import Structural, reachable
+from dtrain.graph.tensor import Graph, Tensor, recording
+
+SYMBOLS = {
+    "add": "+",
+    "subtract": "−",
+    "multiply": "×",
+    "divide": "÷",
+    "matmul": "@",
+    "negative": "×−1",
+    "reciprocal": "1/x",
+    "sum": "Σ",
+    "square": "x²",
+    "sqrt": "√",
+    "maximum": "max",
+    "minimum": "min",
+    "power": "^",
+}
+_HIDDEN = {"member", "stop_gradient", "alias", "cast"}
+
+
+@dataclass
+class Box:
+    """A node, or a group of nodes: `kind` is input, operation or output; `detail` is shown when it is pointed at."""
+
+    label: str
+    kind: str
+    detail: str
+
+
+@dataclass
+class Edge:
+    """From box to box, by number; the texts above and below it."""
+
+    source: int
+    target: int
+    value: str
+    gradient: str
+
+
+@dataclass
+class Picture:
+    """The boxes in topological order, and the edges."""
+
+    title: str
+    boxes: list[Box] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+
+
+def figure(array: Any) -> str:
+    """A number as it is, an array as its shape and L2 norm."""
+    array = np.asarray(array)
+    if array.shape == ():
+        return f"{array.item():.4g}" if array.dtype.kind in "fc" else str(array.item())
+    shape = "×".join(map(str, array.shape))
+    if array.dtype.kind not in "fc":
+        return f"{shape} {array.dtype}"
+    return f"{shape} ‖{float(np.linalg.norm(array.astype(np.complex128 if array.dtype.kind == 'c' else float))):.3g}‖"
+
+
+def picture_of(graph: Graph, title: str, max_nodes: int) -> Picture:
+    """Describe the forward graph with the gradients of the sum of its outputs."""
+    nodes = [n for n in reachable(graph.outputs, (), lambda n: n.inputs) if not _is_folded(n)]
+    uses, gradients = _differentiated(graph)
+    box_of = _boxes(nodes, max_nodes)
+    picture = Picture(title)
+    for group in box_of.values():
+        while len(picture.boxes) <= group:
+            picture.boxes.append(Box("", "operation", ""))
+    groups: dict[int, list[Tensor]] = {}
+    for node in nodes:
+        groups.setdefault(box_of[node.index], []).append(node)
+    for number, members in groups.items():
+        picture.boxes[number] = _box(members)
+    for node in nodes:
+        for place, source in enumerate(node.inputs):
+            if source.index not in box_of or box_of[source.index] == box_of[node.index]:
+                continue
+            use = uses.get((node.index, place))
+            gradient = gradients.get(use.index) if use is not None else None
+            picture.edges.append(
+                Edge(
+                    box_of[source.index],
+                    box_of[node.index],
+                    figure(source.value),
+                    "" if gradient is None else figure(gradient.value),
+                )
+            )
+    for number, output in enumerate(graph.outputs):
+        if output.index in box_of:
+            picture.boxes.append(Box("out" if len(graph.outputs) == 1 else f"out {number}", "output", "output"))
+            seed = np.ones(output.shape) if output.dtype.kind == "f" else None
+            text = "" if seed is None else figure(seed)
+            picture.edges.append(Edge(box_of[output.index], len(picture.boxes) - 1, figure(output.value), text))
+    return picture
+
+
+def _is_folded(node: Tensor) -> bool:
+    """Whether a node is shown within the boxes that use it: a constant."""
+    return node.is_constant
+
+
+def _differentiated(graph: Graph) -> tuple[dict[tuple[int, int], Tensor], dict[int, Tensor]]:
+    """Return, for each use (node, place) of a float array, a node that stands for this use alone, and the gradients
+    by the index of these nodes."""
+    copy, made = Graph(), {}
+    uses: dict[tuple[int, int], Tensor] = {}
+    with recording(copy):
+        for node in reachable(graph.outputs, (), lambda n: n.inputs):
+            if node.is_constant:
+                made[node.index] = copy.constant(node.value)
+                continue
+            if node.op is None:
+                made[node.index] = copy.input(node.value, node.name, node.weak)
+                continue
+            inputs = []
+            for place, source in enumerate(node.inputs):
+                inner = made[source.index]
+                if source.dtype.kind == "f" and not source.is_constant:
+                    if not isinstance(node.op, Structural):
+                        inner = alias(inner)
+                    uses[node.index, place] = inner
+                inputs.append(inner)
+            again = Tensor(
+                copy, node.op, tuple(inputs), node.static, node.shape, node.dtype, node.value, node._line, "", node.weak
+            )
+            made[node.index] = again
+        outputs = [made[o.index] for o in graph.outputs if o.dtype.kind == "f"]
+        wrt = list({use.index: use for use in uses.values()}.values())
+        found = backward(outputs, None, wrt) if outputs and wrt else []
+    return uses, {use.index: g for use, g in zip(wrt, found, strict=False)}
+
+
+def _boxes(nodes: list[Tensor], max_nodes: int) -> dict[int, int]:
+    """Return the number of each node's box: its own, or that of a run of nodes of one scope or line. A run of the
+    topological order has edges forward only, so the boxes have no cycle."""
+    is_collapsed = sum(node.op is not None for node in nodes) > max_nodes
+    result: dict[int, int] = {}
+    last: Any = None
+    number, count = -1, 0
+    for node in nodes:
+        if node.op is None:
+            continue
+        key = node.scope or node._line
+        if not is_collapsed or key != last:
+            number, count = number + 1, count + 1
+        last = key
+        result[node.index] = number
+    inputs = [node for node in nodes if node.op is None]
+    shifted = {index: box + len(inputs) for index, box in result.items()}
+    return {node.index: i for i, node in enumerate(inputs)} | shifted
+
+
+def _box(members: list[Tensor]) -> Box:
+    node = members[-1]
+    if node.op is None:
+        return Box(node.name, "input", f"input {node.name}, {node.dtype}{list(node.shape)}")
+    if len(members) > 1:
+        where = node.scope or node.location
+        return Box(
+            f"{where} · {len(members)} ops", "operation", f"{where}: {', '.join(n.op.name for n in members if n.op)}"
+        )
+    name = node.op.name
+    label = SYMBOLS.get(name, name)
+    constants = [(i, x) for i, x in enumerate(node.inputs) if x.is_constant and x.shape == ()]
+    if len(node.inputs) == 2 and len(constants) == 1:
+        place, constant = constants[0]
+        label = f"{label}{figure(constant.value)}" if place else f"{figure(constant.value)}{label}"
+    return Box(label, "operation", f"{name}, {node.dtype}{list(node.shape)}, made at {node.location}")

@@ -1,0 +1,124 @@
+"""What `dtrain draw` draws: the loss of a job on its first shard, or a function on the defaults of its arguments."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtrain.errors import InputError
+from dtrain.graph import Graph, Tensor, step_context, trace
+from dtrain.graph.drawing import draw
+from dtrain.graph.tensor import recording
+from dtrain.graph.tree import flatten, named_leaves, unflatten
+from dtrain.jobs.build import build
+from dtrain.jobs.document import parse_yaml
+from dtrain.jobs.spec import load_spec
+from dtrain.train.program import Program
+from dtrain.train.shard import Batch, called
+
+_SPECS = (".yaml", ".yml", ".json", ".toml")
+
+
+def draw_target(target: str, arguments: Iterable[str], overrides: Iterable[str], max_nodes: int) -> str:
+    """Return the SVG of a job file, of module:function or of file.py:function. Raises InputError, one line."""
+    if target.endswith(_SPECS):
+        spec = load_spec(target, overrides)
+        return draw(_first_shard(build(spec)), title=f"{spec.name}: loss of the first shard", max_nodes=max_nodes)
+    function = _function(target)
+    values = _arguments(function, target, arguments)
+    try:
+        graph = trace(function, *values.values())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"draw: {target}: {type(error).__name__}: {error}") from error
+    for node, name in zip(graph.inputs, _names(values), strict=True):
+        node.name = name
+    return draw(graph, title=target, max_nodes=max_nodes)
+
+
+def _names(values: Mapping[str, Any]) -> list[str]:
+    """The names of the inputs that the arguments become: theirs, with the path in a tree behind it."""
+    leaves = [(f"{n}.{path}" if path else n, leaf) for n, value in values.items() for path, leaf in named_leaves(value)]
+    return [name for name, leaf in leaves if isinstance(leaf, float | np.ndarray | np.generic)]
+
+
+def _first_shard(program: Program) -> Graph:
+    """Record the loss of the first shard of the first step."""
+    indices = program.sampler().indices(0, 0)
+    batch = Batch(program.train, len(indices), program.dtype)
+    batch.fill(indices)
+    parameters = program.initial_parameters()
+    leaves, structure = flatten(parameters)
+    names = [name for name, _ in named_leaves(parameters)]
+    graph = Graph()
+    inputs = [graph.input(np.asarray(a, program.dtype), n) for n, a in zip(names, leaves, strict=True)]
+    samples = {k: graph.input(a, f"batch.{k}") for k, a in batch.arrays.items()}
+    with step_context(program.seed, 0, 0, training=True) as context, recording(graph):
+        context.reports = []
+        loss = called("loss", program.loss, unflatten(structure, inputs), samples)
+    if not isinstance(loss, Tensor):
+        raise InputError("loss: expected a value computed from params with NumPy; there is nothing to draw")
+    graph.outputs = [loss]
+    return graph
+
+
+def _function(target: str) -> Any:
+    place, colon, name = target.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise InputError(f"draw: {target}: expected a job file (.yaml, .toml), module:function or file.py:function")
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            if not path.is_file():
+                raise InputError(f"draw: {place}: no such file")
+            specification = importlib.util.spec_from_file_location(f"dtrain_drawn_{path.stem}", path)
+            assert specification is not None
+            assert specification.loader is not None
+            module = importlib.util.module_from_spec(specification)
+            sys.path.insert(0, str(path.absolute().parent))
+            specification.loader.exec_module(module)
+        else:
+            sys.path.insert(0, ".")
+            module = importlib.import_module(place)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"draw: {place} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise InputError(f"draw: {place}: there is no function {name} in it")
+    return found
+
+
+def _arguments(function: Any, target: str, given: Iterable[str]) -> dict[str, Any]:
+    """The arguments by name: what --arg says, else the default; numbers and lists of them become float arrays."""
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--arg {text}: expected NAME=VALUE, for example x=-2 or w=[1, 2]")
+        values[name] = parse_yaml(value, f"--arg {name}")
+    parameters = inspect.signature(function).parameters
+    unknown = [name for name in values if name not in parameters]
+    if unknown:
+        raise InputError(f"--arg {unknown[0]}: {target} has the arguments {', '.join(parameters) or 'none'}")
+    result = {}
+    for name, parameter in parameters.items():
+        value = values.get(name, parameter.default)
+        if value is parameter.empty:
+            raise InputError(f"draw: {target}: {name} has no value; give it a default, or --arg {name}=VALUE")
+        if name in values:
+            try:
+                value = float(value) if np.ndim(value) == 0 else np.array(value, np.float64)
+            except (TypeError, ValueError):
+                raise InputError(f"--arg {name}: expected a number or a list of numbers, got {value!r}") from None
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        result[name] = value
+    return result
