@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from dtrain.graph.drawing.picture import Picture
@@ -36,7 +37,7 @@ def arrange(picture: Picture) -> Layout:
             chain.append(len(layer) - 1)
         chain.append(edge.target)
         chains.append(chain)
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in itertools.pairwise(chain):
             after.setdefault(a, []).append(b)
             before.setdefault(b, []).append(a)
     columns: list[list[int]] = [[] for _ in range(max(layer, default=0) + 1)]

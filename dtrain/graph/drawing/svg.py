@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from html import escape
 
 from dtrain.graph.drawing.layout import Layout
@@ -85,7 +86,7 @@ def _ends(path: list[tuple[float, float]], source: float, target: float) -> list
 def _curve(points: list[tuple[float, float]], bend: float) -> tuple[str, list[tuple[float, float]]]:
     """A smooth path through the points, and where its text may stand, the best place first."""
     parts, choices = [f"M{points[0][0]:.1f} {points[0][1]:.1f}"], []
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         middle = (x0 + x1) / 2
         parts.append(f"C{middle:.1f} {y0 + bend:.1f} {middle:.1f} {y1 + bend:.1f} {x1:.1f} {y1:.1f}")
         for t in (0.5, 0.4, 0.6, 0.3, 0.7):

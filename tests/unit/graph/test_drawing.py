@@ -40,7 +40,7 @@ def test_the_figures_are_those_of_the_run():
     drawn = edges(dtrain.draw(neuron, *at))
     assert [p for p in zip(map(figure, at), map(figure, gradients), strict=True) if p not in drawn] == []
     assert (figure(value), "1") in drawn
-    assert len(drawn) == 14
+    assert len(drawn) == 13
 
 
 def test_the_parts_of_a_branch_add_up():
@@ -53,7 +53,7 @@ def test_the_parts_of_a_branch_add_up():
 def test_an_array_is_shown_by_shape_and_norm():
     w = np.arange(6.0).reshape(2, 3)
     drawn = edges(dtrain.draw(lambda w: np.sum(w * w), w))
-    assert drawn[0] == drawn[1] == (f"2×3 ‖{np.linalg.norm(w):.3g}‖",) * 2
+    assert drawn.count((f"2×3 ‖{np.linalg.norm(w):.3g}‖",) * 2) == 2
 
 
 def loop(h, w):
@@ -91,15 +91,15 @@ def test_boxes_and_texts_do_not_overlap(args):
         if text.get("class") == "value":
             x, y = float(text.get("x")), float(text.get("y"))
             boxes.append((x - 14, y - 10, x + 14, y + 20))
-    for i, (l, t, r, b) in enumerate(boxes):
-        assert not [o for o in boxes[i + 1 :] if l < o[2] and r > o[0] and t < o[3] and b > o[1]]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert not [o for o in boxes[i + 1 :] if left < o[2] and right > o[0] and top < o[3] and bottom > o[1]]
 
 
 def test_the_file_stands_alone_and_says_what_it_is():
     svg = dtrain.draw(neuron, 2.0, -1.0, -3.0, -2.0, -3.0, title="a < b")
     root = ET.fromstring(svg)
     assert root.find(f"{SVG}title").text == "a < b"
-    assert "14 edges" in root.find(f"{SVG}desc").text
+    assert "13 edges" in root.find(f"{SVG}desc").text
     assert "prefers-color-scheme: dark" in svg
     assert re.findall(r"(?:href|src|url\()\W*(\w+:)", svg) == []
     assert "<script" not in svg
