@@ -108,9 +108,9 @@ def _arguments(function: Any, target: str, given: Iterable[str]) -> dict[str, An
     unknown = [name for name in values if name not in parameters]
     if unknown:
         raise InputError(f"--arg {unknown[0]}: {target} has the arguments {', '.join(parameters) or 'none'}")
-    result = {}
+    result: dict[str, Any] = {}
     for name, parameter in parameters.items():
-        value = values.get(name, parameter.default)
+        value: Any = values.get(name, parameter.default)
         if value is parameter.empty:
             raise InputError(f"draw: {target}: {name} has no value; give it a default, or --arg {name}=VALUE")
         if name in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,23 @@ def draw(f: Callable[..., Any] | Graph, *args: Any, title: str = "", max_nodes: 
     operations is collapsed: runs of nodes of one scope, or of one line of the user's code, become one box.
     """
     graph = f if isinstance(f, Graph) else trace(f, *args)
+    if not isinstance(f, Graph):
+        _name_inputs(graph, f)
     picture = picture_of(graph, title or getattr(f, "__name__", "graph"), max_nodes)
     return render(picture, arrange(picture))
+
+
+def _name_inputs(graph: Graph, f: Callable[..., Any]) -> None:
+    """Give the inputs the names of the arguments in place of their positions, where the function tells them."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # not every ufunc has a signature
+        return
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for node in graph.inputs:
+        position, dot, path = node.name.partition(".")
+        if position.isdigit() and int(position) < len(names):
+            node.name = f"{names[int(position)]}{dot}{path}"
 
 
 __all__ = ["draw"]

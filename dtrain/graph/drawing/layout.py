@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dtrain.graph.drawing.picture import Picture
 
-_ROW = 72.0
+_ROW = 80.0
 _CHARACTER = 7.4
 _SWEEPS = 12
 

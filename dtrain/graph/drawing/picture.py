@@ -83,20 +83,18 @@ def picture_of(graph: Graph, title: str, max_nodes: int) -> Picture:
         groups.setdefault(box_of[node.index], []).append(node)
     for number, members in groups.items():
         picture.boxes[number] = _box(members)
+    merged: dict[Any, list[tuple[Tensor, Tensor | None]]] = {}  # of each edge: the sources, and their uses
+    is_collapsed = any(len(members) > 1 for members in groups.values())
     for node in nodes:
         for place, source in enumerate(node.inputs):
             if source.index not in box_of or box_of[source.index] == box_of[node.index]:
                 continue
             use = uses.get((node.index, place))
-            gradient = gradients.get(use.index) if use is not None else None
-            picture.edges.append(
-                Edge(
-                    box_of[source.index],
-                    box_of[node.index],
-                    figure(source.value),
-                    "" if gradient is None else figure(gradient.value),
-                )
-            )
+            pair = (box_of[source.index], box_of[node.index])
+            key = pair if is_collapsed else (*pair, len(merged))
+            merged.setdefault(key, []).append((source, use))
+    for (start, end, *_), found in merged.items():
+        picture.edges.append(Edge(start, end, *_texts(found, gradients)))
     for number, output in enumerate(graph.outputs):
         if output.index in box_of:
             picture.boxes.append(Box("out" if len(graph.outputs) == 1 else f"out {number}", "output", "output"))
@@ -104,6 +102,17 @@ def picture_of(graph: Graph, title: str, max_nodes: int) -> Picture:
             text = "" if seed is None else figure(seed)
             picture.edges.append(Edge(box_of[output.index], len(picture.boxes) - 1, figure(output.value), text))
     return picture
+
+
+def _texts(uses: list[tuple[Tensor, Tensor | None]], gradients: dict[int, Tensor]) -> tuple[str, str]:
+    """The texts of the edge that stands for these uses: of one array its value and the sum of its gradients."""
+    sources = {source.index: source for source, _ in uses}
+    if len(sources) > 1:
+        return f"{len(sources)} arrays", ""
+    (source,) = sources.values()
+    found = dict.fromkeys(use.index for _, use in uses if use is not None and use.index in gradients)
+    parts = [np.asarray(gradients[index].value) for index in found]
+    return figure(source.value), figure(sum(parts[1:], parts[0])) if parts else ""
 
 
 def _is_folded(node: Tensor) -> bool:

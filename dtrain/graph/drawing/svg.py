@@ -49,7 +49,7 @@ def render(picture: Picture, layout: Layout) -> str:
         (x - w / 2, y - _HALF, x + w / 2, y + _HALF) for (x, y), w in zip(layout.centres, layout.widths, strict=True)
     ]
     texts, seen = [], dict[tuple[int, int], int]()
-    for edge, path in zip(picture.edges, layout.paths, strict=True):
+    for number, (edge, path) in enumerate(zip(picture.edges, layout.paths, strict=True)):
         pair = (edge.source, edge.target)
         repeated = seen[pair] = seen.get(pair, 0) + 1
         bend = (repeated // 2) * 42.0 * (1 if repeated % 2 else -1)
@@ -59,7 +59,7 @@ def render(picture: Picture, layout: Layout) -> str:
         half = max(len(edge.value), len(edge.gradient)) * 3.4 + 2
         x, y = _free(choices, half, taken)
         taken.append((x - half, y - 16, x + half, y + 16))
-        names = f'data-edge="{edge.source}-{edge.target}" x="{x:.1f}"'
+        names = f'data-edge="{number}" x="{x:.1f}"'
         texts.append(f'<text class="value" {names} y="{y - 5:.1f}">{escape(edge.value)}</text>')
         if edge.gradient:
             texts.append(f'<text class="gradient" {names} y="{y + 14:.1f}">{escape(edge.gradient)}</text>')

@@ -24,9 +24,8 @@ def edges(svg):
     found = {}
     for text in ET.fromstring(svg).iter(f"{SVG}text"):
         if text.get("data-edge"):
-            found.setdefault((text.get("data-edge"), text.get("x"), text.get("class")), text.text)
-    places = dict.fromkeys(key[:2] for key in found)
-    return [(found[(*p, "value")], found.get((*p, "gradient"))) for p in places]
+            found.setdefault(text.get("data-edge"), {})[text.get("class")] = text.text
+    return [(texts["value"], texts.get("gradient")) for texts in found.values()]
 
 
 def test_the_circuit_of_the_lecture():
@@ -53,6 +52,7 @@ def test_the_parts_of_a_branch_add_up():
 def test_an_array_is_shown_by_shape_and_norm():
     w = np.arange(6.0).reshape(2, 3)
     drawn = edges(dtrain.draw(lambda w: np.sum(w * w), w))
+    assert len(drawn) == 4
     assert drawn.count((f"2×3 ‖{np.linalg.norm(w):.3g}‖",) * 2) == 2
 
 
@@ -71,6 +71,26 @@ def test_a_large_graph_is_collapsed_and_has_no_cycle():
     collapsed = picture_of(with_scope, "scoped", 10)
     assert [box.label for box in collapsed.boxes if "·" in box.label] == ["cell.0 · 20 ops", "cell.1 · 20 ops"]
     assert len(picture_of(with_scope, "scoped", 100).boxes) == 44
+
+
+def test_uses_by_one_collapsed_box_are_one_edge_with_the_whole_gradient():
+    args = (np.ones((2, 3)), np.eye(3))
+    picture = picture_of(dtrain.trace(scoped, *args), "scoped", 10)
+    pairs = [(edge.source, edge.target) for edge in picture.edges]
+    assert len(pairs) == len(set(pairs))
+    last = np.asarray(dtrain.grad(lambda w: np.sum(cells(cells(args[0], args[1]), w)))(args[1]))
+    assert figure(last) in [edge.gradient for edge in picture.edges]
+
+
+def test_equal_gradients_of_two_uses_are_both_counted():
+    picture = picture_of(dtrain.trace(lambda x: np.tanh(x + x) * 2.0, 0.0), "double", 1)
+    assert picture.edges[0].gradient == "4"
+
+
+def cells(h, w):
+    for _ in range(10):
+        h = np.tanh(h @ w)
+    return h
 
 
 def scoped(h, w):
