@@ -169,6 +169,18 @@ def validate(
 
 
 @app.command()
+def check(spec: Annotated[str, SPEC], overrides: Annotated[list[str] | None, SET] = None) -> None:
+    """Check the gradient of every parameter of a job against differences in float64; 3 if one is wrong."""
+    from dtrain.jobs.checking import check_job, table
+
+    report = check_job(load_spec(spec, overrides or []))
+    print(table(report))
+    if not report.relative_error <= 1e-4:
+        sys.stdout.flush()
+        sys.exit(3)
+
+
+@app.command()
 def draw(
     target: Annotated[str, typer.Argument(help="A job file, module:function, or file.py:function.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The SVG file to write.")] = Path("graph.svg"),

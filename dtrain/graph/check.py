@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.errors import DtrainError
+from dtrain.errors import DtrainError, InputError
 from dtrain.graph.api import trace, vjp
 from dtrain.graph.regions import Structural
+from dtrain.graph.transformations import jvp
 from dtrain.graph.tree import flatten, map_leaves, named_leaves, unflatten
 
 KINKED = {
@@ -144,18 +145,22 @@ def check_grads(
     f: Callable[..., Any],
     args: Sequence[Any],
     *,
+    modes: Sequence[str] = ("rev",),
     order: int = 1,
     tolerance: float = 1e-6,
     step: float = 1e-6,
     seed: int = 0,
 ) -> CheckReport:
-    """Check the gradient rules of f at `args` and return the report of relative errors, one per float leaf.
+    """Check the gradient rules of f at `args` and return the report of relative errors, one per float leaf and mode.
 
     f takes and returns trees of arrays; its outputs are projected on random weights. Floats are cast to float64,
     complex numbers to complex128.
-    `step` is relative to the size of the argument. With `order` 2, the gradient itself is then checked as a function.
+    `step` is relative to the size of the argument. `modes` are "rev" for gradients (vjp) and "fwd" for derivatives
+    along a direction (jvp). With `order` 2, the gradient itself is then checked as a function.
     Raises GradientCheckError if a relative error exceeds `tolerance` and no kink explains it.
     """
+    if not modes or not set(modes) <= {"fwd", "rev"}:
+        raise InputError(f"check_grads: modes: expected some of fwd and rev, got {', '.join(modes) or 'none'}")
     args = [_to_double(a) for a in args]
     rng = np.random.default_rng(seed)
     outputs, pullback = vjp(f, *args)
@@ -187,9 +192,18 @@ def check_grads(
 
             direction = _normal(rng, leaf)
             label = f"argument {position}" + (f" ({name})" if name else "")
-            checks.append(
-                _check_leaf(f, moved, direction, gradient, weights, step * max(1.0, np.abs(leaf).max()), label)
-            )
+            size = step * max(1.0, np.abs(leaf).max())
+            if "rev" in modes:
+                analytic = float(np.sum(gradient * direction).real)
+                checks.append(_check_leaf(f, moved, direction, analytic, gradient, weights, size, label))
+            if "fwd" in modes:
+                tangents = [map_leaves(lambda _: None, a) for a in args]
+                tangents[position] = unflatten(
+                    arg_structure, [direction if i == k else None for i in range(len(names))]
+                )
+                _, along = jvp(f, args, tangents, compile=False)
+                analytic = float(np.real(_project(along, weights)))
+                checks.append(_check_leaf(f, moved, direction, analytic, gradient, weights, size, f"{label}, forward"))
     report = CheckReport(tuple(checks))
     if report.relative_error > tolerance:
         worst = max((c for c in checks if not c.kinks), key=lambda c: c.relative_error)
@@ -203,7 +217,9 @@ def check_grads(
             return [found[i] for i in floats]
 
         gradient_of.__name__ = f"the gradient of {getattr(f, '__name__', 'f')}"
-        second = check_grads(gradient_of, args, order=order - 1, tolerance=tolerance, step=step, seed=seed + 1)
+        second = check_grads(
+            gradient_of, args, modes=modes, order=order - 1, tolerance=tolerance, step=step, seed=seed + 1
+        )
         report = CheckReport((*report.arguments, *second.arguments))
     return report
 
@@ -212,12 +228,12 @@ def _check_leaf(
     f: Callable[..., Any],
     moved: Callable[[Any], list[Any]],
     direction: np.ndarray,
+    analytic: float,
     gradient: Any,
     weights: list[np.ndarray],
     step: float,
     label: str,
 ) -> ArgumentCheck:
-    analytic = float(np.sum(gradient * direction).real)
     high, low = moved(step * direction), moved(-step * direction)
     numeric = float((_project(f(*high), weights) - _project(f(*low), weights)).real) / (2 * step)
     # The gradient's own size bounds what cancels in the projection.

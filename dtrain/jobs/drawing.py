@@ -100,17 +100,17 @@ def _arguments(function: Any, target: str, given: Iterable[str]) -> dict[str, An
     """The arguments by name: what --arg says, else the default; numbers and lists of them become float arrays."""
     values: dict[str, Any] = {}
     for text in given:
-        name, equals, value = text.partition("=")
+        name, equals, said = text.partition("=")
         if not equals:
             raise InputError(f"--arg {text}: expected NAME=VALUE, for example x=-2 or w=[1, 2]")
-        values[name] = parse_yaml(value, f"--arg {name}")
+        values[name] = parse_yaml(said, f"--arg {name}")
     parameters = inspect.signature(function).parameters
     unknown = [name for name in values if name not in parameters]
     if unknown:
         raise InputError(f"--arg {unknown[0]}: {target} has the arguments {', '.join(parameters) or 'none'}")
     result: dict[str, Any] = {}
     for name, parameter in parameters.items():
-        value: Any = values.get(name, parameter.default)
+        value = values.get(name, parameter.default)
         if value is parameter.empty:
             raise InputError(f"draw: {target}: {name} has no value; give it a default, or --arg {name}=VALUE")
         if name in values:

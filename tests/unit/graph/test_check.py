@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import dtrain
 from dtrain import graph
+from dtrain.errors import InputError
 from dtrain.graph.check import ArgumentCheck
 
 
@@ -51,6 +53,18 @@ def test_integers_are_left_out_and_float32_is_checked_in_double():
     )
     assert {a.name for a in report.arguments} == {"argument 0"}
     assert report.relative_error < 1e-7
+
+
+def test_forward_and_reverse_are_checked_to_the_second_order(wrong_square):
+    args = [{"w": np.eye(3), "n": 2}, np.ones((2, 3))]
+    report = dtrain.check_grads(lambda p, x: np.tanh(x @ p["w"]) * p["n"], args, modes=("fwd", "rev"), order=2)
+    first = ["argument 0 (w)", "argument 0 (w), forward", "argument 1", "argument 1, forward"]
+    assert [a.name for a in report.arguments] == first * 2
+    assert report.relative_error < 1e-7
+    with pytest.raises(graph.GradientCheckError, match=r"argument 0, forward: .* relative error 9\.9.e-03"):
+        dtrain.check_grads(lambda x: np.sum(wrong_square(x)), [np.array([1.0, 2.0])], modes=("fwd",))
+    with pytest.raises(InputError, match="expected some of fwd and rev, got both"):
+        dtrain.check_grads(np.tanh, [1.0], modes=("both",))
 
 
 @pytest.mark.parametrize(("error", "word"), [(1e-9, "right"), (1e-5, "doubtful"), (1e-3, "probably"), (0.5, "wrong")])
