@@ -169,13 +169,18 @@ def validate(
 
 
 @app.command()
-def check(spec: Annotated[str, SPEC], overrides: Annotated[list[str] | None, SET] = None) -> None:
-    """Check the gradient of every parameter of a job against differences in float64; 3 if one is wrong."""
-    from dtrain.jobs.checking import check_job, table
+def check(
+    spec: Annotated[str, SPEC],
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Local processes that add gradients.")] = 2,
+    overrides: Annotated[list[str] | None, SET] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Check the gradients of a job and their sum over workers in float64; 3 if one is wrong."""
+    from dtrain.jobs.checking import check_job
 
-    report = check_job(load_spec(spec, overrides or []))
-    print(table(report))
-    if not report.relative_error <= 1e-4:
+    found = check_job(load_spec(spec, overrides or []), workers)
+    print(json.dumps(found.plain()) if as_json else found.table())
+    if not found.is_right:
         sys.stdout.flush()
         sys.exit(3)
 

@@ -68,7 +68,7 @@ class _Signature:
                     "loss: it draws from np.random, which is another number on every worker; use dtrain.nn.dropout, or "
                     "dtrain.graph.random_words for other random numbers"
                 )
-            self._loss = _summed(per_sample, size)
+            self._loss = summed(per_sample, size)
             gradients = iter(backward([self._loss], None, learnt))
             if not _depends(self._loss, learnt):
                 raise InputError("loss: its value does not depend on params; there is nothing to learn")
@@ -137,7 +137,7 @@ def _depends(result: Tensor, on: list[Tensor]) -> bool:
     return bool(wanted & seen)
 
 
-def _summed(loss: Any, size: int) -> Tensor:
+def summed(loss: Any, size: int) -> Tensor:
     """The sum over the shard's samples of what the user's loss returned: (n,), or a scalar that is the mean."""
     if not isinstance(loss, Tensor):
         raise InputError(

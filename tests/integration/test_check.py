@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner
 
@@ -46,4 +48,36 @@ def test_a_wrong_rule_is_found_in_the_parameter_that_it_concerns(tmp_path: Path)
     assert results["2.0"].exit_code == 0, results["2.0"].output
     rows = [line.split() for line in results["2.02"].output.splitlines()]
     assert results["2.02"].exit_code == 3
-    assert {row[0]: "wrong" in row for row in rows} == {"b": False, "w": True}
+    verdicts = {row[0]: "wrong" in row for row in rows}
+    assert (verdicts["b"], verdicts["w"], verdicts["sum"]) == (False, True, False)
+    assert sum(row[0].startswith("b[") for row in rows) == 3
+
+
+def figures(job: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["check", str(job), "--json", *arguments])
+    return result.exit_code, json.loads(result.output)
+
+
+def test_a_loss_that_is_no_sum_over_samples_is_found_in_the_sum_of_the_workers(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    for centred, code in ((False, 0), (True, 3)):
+        (tmp_path / "model.py").write_text(
+            "import numpy as np\n"
+            "def init(rng):\n    return {'w': rng.standard_normal((2, 3))}\n"
+            "def loss(params, batch):\n    h = batch['x'] @ params['w']\n"
+            f"    return np.sum((h - {'h.mean(axis=0)' if centred else '0.5'}) ** 2, axis=1)\n"
+        )
+        found, values = figures(tmp_path / "job.yaml")
+        assert found == code
+        assert values["all_reduce"]["samples"] % values["all_reduce"]["shards"] != 0
+        assert values["all_reduce"]["band"] == ("wrong" if centred else "right")
+        assert all(row["relative_error"] < 1e-7 for row in values["gradients"])
+
+
+def test_running_values_have_no_gradient_to_check(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB.replace("{entry: model.py}", "{name: mlp, hidden: [4], batch_norm: true}"))
+    code, values = figures(job, "--workers", "3")
+    assert (code, values["all_reduce"]["workers"], values["all_reduce"]["reference"]) == (0, 3, "shards one by one")
+    names = {row["name"].partition("[")[0] for row in values["gradients"]}
+    assert names == {"layers.0.w", "layers.0.gamma", "layers.0.beta", "layers.1.w", "layers.1.b"}

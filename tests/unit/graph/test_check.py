@@ -67,6 +67,22 @@ def test_forward_and_reverse_are_checked_to_the_second_order(wrong_square):
         dtrain.check_grads(np.tanh, [1.0], modes=("both",))
 
 
+def test_entries_are_checked_alone():
+    report = dtrain.check_grads(lambda w: np.sum(np.sin(w)), [np.ones((2, 3))], entries=9)
+    assert sorted(a.name for a in report.arguments[1:]) == [f"argument 0[{i}, {j}]" for i in (0, 1) for j in (0, 1, 2)]
+    assert len({a.analytic for a in report.arguments[1:]}) == 1  # cos(1), times the weight of the output
+
+
+def test_rounding_is_no_error_of_a_gradient_that_is_zero():
+    def f(b, y):
+        h = y + b - np.mean(y + b)  # does not depend on b
+        return np.sum(h * np.abs(h) + 3 * h * h * np.abs(h))
+
+    report = dtrain.check_grads(f, [np.array(0.3), np.linspace(0.1, 3.0, 51) ** 2])
+    assert report.arguments[0].method == "central difference"
+    assert report.relative_error < 1e-6
+
+
 @pytest.mark.parametrize(("error", "word"), [(1e-9, "right"), (1e-5, "doubtful"), (1e-3, "probably"), (0.5, "wrong")])
 def test_bands(error, word):
     assert word in ArgumentCheck("x", 1.0, 1.0, "central difference", error).band
