@@ -21,7 +21,7 @@ from dtrain.jobs.build import build
 from dtrain.jobs.document import parse_yaml
 from dtrain.jobs.spec import load_spec
 from dtrain.train.program import Program
-from dtrain.train.shard import Batch, called
+from dtrain.train.shard import Batch, called, told
 
 _SPECS = (".yaml", ".yml", ".json", ".toml")
 
@@ -33,10 +33,21 @@ def draw_target(target: str, arguments: Iterable[str], overrides: Iterable[str],
         return draw(_first_shard(build(spec)), title=f"{spec.name}: loss of the first shard", max_nodes=max_nodes)
     function = _function(target)
     values = _arguments(function, target, arguments)
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    positional = sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds)
+
+    def recorded(*given: Any) -> Any:
+        named = dict(zip(list(values)[positional:], given[positional:], strict=True))
+        result = function(*given[:positional], **named)
+        for leaf in flatten(result)[0]:
+            if not isinstance(leaf, Tensor) and np.asarray(leaf).dtype.kind not in "biufc":
+                raise InputError(f"it returns a {type(leaf).__name__}; return numbers computed with NumPy")
+        return result
+
     try:
-        graph = trace(function, *values.values())
-    except (TypeError, ValueError) as error:
-        raise InputError(f"draw: {target}: {type(error).__name__}: {error}") from error
+        graph = trace(recorded, *values.values())
+    except (Exception, SystemExit) as error:
+        raise InputError(f"draw: {target}: {told(error)}") from error
     for node, name in zip(graph.inputs, _names(values), strict=True):
         node.name = name
     return draw(graph, title=target, max_nodes=max_nodes)
@@ -88,8 +99,8 @@ def _function(target: str) -> Any:
             module = importlib.import_module(place)
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"draw: {place} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"draw: {place} cannot be imported: {told(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise InputError(f"draw: {place}: there is no function {name} in it")
@@ -104,7 +115,10 @@ def _arguments(function: Any, target: str, given: Iterable[str]) -> dict[str, An
         if not equals:
             raise InputError(f"--arg {text}: expected NAME=VALUE, for example x=-2 or w=[1, 2]")
         values[name] = parse_yaml(said, f"--arg {name}")
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise InputError(f"draw: {target}: its arguments are not known; write a function that calls it") from None
     unknown = [name for name in values if name not in parameters]
     if unknown:
         raise InputError(f"--arg {unknown[0]}: {target} has the arguments {', '.join(parameters) or 'none'}")

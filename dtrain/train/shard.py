@@ -106,9 +106,17 @@ def called(name: str, function: Callable[[Any, Any], Any], parameters: Any, samp
     except DtrainError as error:
         if _LINE.search(str(error)):
             raise
-        raise type(error)(f"{error}{_place(error)}") from error
+        raise type(error)(told(error)) from error
     except Exception as error:
-        raise InputError(f"{name}: {type(error).__name__}: {error}{_place(error)}") from error
+        raise InputError(f"{name}: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """What an error in the user's code says, in one line that ends with theirs."""
+    said = " ".join(str(error).split())
+    if not isinstance(error, DtrainError):
+        return f"{type(error).__name__}: {said}{_place(error)}"
+    return said if _LINE.search(said) else f"{said}{_place(error)}"
 
 
 def _place(error: BaseException) -> str:

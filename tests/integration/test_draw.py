@@ -10,6 +10,19 @@ from typer.testing import CliRunner
 from dtrain.commands import app
 from dtrain.errors import InputError
 
+USER = """
+# functions that cannot be drawn
+def f(x=1.0):
+    raise KeyError("no | such")
+def leaves(x=1.0):
+    raise SystemExit(4)
+def nothing(x=1.0):
+    return None
+def branch(x=1.0):
+    return x if x > 0 else -x
+def keyword(x=3.0, *, y=2.0):
+    return x * y
+"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,6 +42,9 @@ def test_a_job_and_a_function_are_drawn(tmp_path: Path) -> None:
     text = out.read_text()
     assert ">-15<" in text
     assert ">z<" in text
+    (tmp_path / "user.py").write_text(USER)
+    run(f"{tmp_path / 'user.py'}:keyword", "-o", str(out))
+    assert ">6<" in out.read_text()
 
 
 @pytest.mark.parametrize(
@@ -37,6 +53,12 @@ def test_a_job_and_a_function_are_drawn(tmp_path: Path) -> None:
         (["nothing"], "expected a job file"),
         (["none.py:f"], "none.py: no such file"),
         (["math:nothing"], "no function nothing"),
+        (["user.py:f"], r"KeyError: 'no \| such'; made at user.py:4"),
+        (["user.py:leaves"], r"SystemExit: 4; made at user.py:6"),
+        (["user.py:nothing"], "it returns a NoneType"),
+        (["user.py:branch"], r"truth value of a traced array at user.py:10"),
+        (["left.py:f"], r"left.py cannot be imported: SystemExit: 4; made at left.py:1"),
+        (["math:hypot"], "its arguments are not known"),
         (["circuit.py:f"], "x has no value"),
         (["circuit.py:f", "--arg", "y=1"], "has the arguments x"),
         (["circuit.py:f", "--arg", "x=word"], "expected a number"),
@@ -47,6 +69,8 @@ def test_a_mistake_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("circuit.py").write_text("def f(x):\n    return x\n")
+    Path("left.py").write_text("raise SystemExit(4)\n")
+    Path("user.py").write_text(USER)
     with pytest.raises(InputError, match=words) as raised:
         run(*arguments)
     assert "\n" not in str(raised.value)

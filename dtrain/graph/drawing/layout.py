@@ -1,4 +1,7 @@
-"""Where boxes and edges lie: layers by the longest path, the order in each by barycentres (Sugiyama's method)."""
+"""Where boxes and edges lie: layers by the longest path, the order in each by barycentres (Sugiyama's method).
+
+A picture that would be too wide goes on in further rows.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,20 @@ from dtrain.graph.drawing.picture import Picture
 _ROW = 80.0
 _CHARACTER = 7.4
 _SWEEPS = 12
+_WIDTH = 1500.0
+_LANE = 14.0  # between the edges that go from the end of a row to the begin of the next
+
+
+Point = tuple[float, float]
 
 
 @dataclass
 class Layout:
     """Centres and widths of the boxes in pixels, and the points that each edge goes through, box centres included."""
 
-    centres: list[tuple[float, float]]
+    centres: list[Point]
     widths: list[float]
-    paths: list[list[tuple[float, float]]]
+    paths: list[list[Point]]
     width: float
     height: float
 
@@ -45,12 +53,67 @@ def arrange(picture: Picture) -> Layout:
         columns[where].append(node)
     y = _rows(columns, before, after)
     widths = [max(38.0, len(box.label) * _CHARACTER + 18) for box in picture.boxes]
-    x = _columns(picture, columns, layer, widths)
+    x, halves = _columns(picture, columns, layer, widths)
     points = [(x[layer[node]], y[node]) for node in range(len(layer))]
     paths = [[points[node] for node in chain] for chain in chains]
-    last = columns[-1]
-    width = x[-1] + max((widths[n] for n in last if n < count), default=0) / 2 + 24
-    return Layout(points[:count], widths, paths, width, max(y, default=0.0) + 60)
+    if x[-1] + halves[-1] > _WIDTH:
+        points, paths = _wrapped(columns, layer, points, halves, chains)
+    width = max((px + w / 2 for (px, _), w in zip(points, widths, strict=False)), default=0.0)
+    ends = [point for path in paths for point in path]
+    width, height = (
+        max([width, *(px for px, _ in ends)]),
+        max([0.0, *(py for _, py in points), *(py for _, py in ends)]),
+    )
+    return Layout(points[:count], widths, paths, width + 24, height + 60)
+
+
+def _wrapped(
+    columns: list[list[int]],
+    layer: list[int],
+    points: list[Point],
+    halves: list[float],
+    chains: list[list[int]],
+) -> tuple[list[Point], list[list[Point]]]:
+    """Break the picture into rows, where few edges are cut; those go around the end of the row, each in a lane."""
+    x = [points[column[0]][0] if column else 0.0 for column in columns]
+    crossing = [0] * len(columns)
+    for chain in chains:
+        for node in chain[:-1]:
+            crossing[layer[node]] += 1
+    starts = [0]
+    while x[-1] + halves[-1] - (x[starts[-1]] - halves[starts[-1]]) > _WIDTH:
+        left = x[starts[-1]] - halves[starts[-1]]
+        fitting = [c for c in range(starts[-1], len(x) - 1) if x[c] + halves[c] - left <= _WIDTH]
+        late = [c for c in fitting if x[c] + halves[c] - left > 0.6 * _WIDTH] or fitting[-1:] or [starts[-1]]
+        starts.append(min(late, key=lambda c: (crossing[c], -c)) + 1)
+    row_of = [sum(c >= start for start in starts) - 1 for c in range(len(columns))]
+    cut = [crossing[start - 1] for start in starts[1:]]  # of each row but the last
+    margin = 24.0 + 12.0 * (max(cut) + 1)
+    top, moved = 84.0, list(points)
+    lanes = []  # of each row: the height of its first lane
+    for row in range(len(starts)):
+        nodes = [n for c, column in enumerate(columns) for n in column if row_of[c] == row]
+        first = starts[row]
+        dx = (margin if row else 24.0) - (x[first] - halves[first])
+        dy = top - min(points[n][1] for n in nodes)
+        for n in nodes:
+            moved[n] = (points[n][0] + dx, points[n][1] + dy)
+        bottom = max(moved[n][1] for n in nodes)
+        lanes.append(bottom + 48.0)
+        top = bottom + 48.0 + _LANE * (cut[row] if row < len(cut) else 0) + 28.0
+    end = max(moved[column[0]][0] + half for column, half in zip(columns, halves, strict=True) if column) + 12.0
+    paths, used = [], [0] * len(starts)
+    for chain in chains:
+        path = [moved[chain[0]]]
+        for a, b in itertools.pairwise(chain):
+            row = row_of[layer[a]]
+            if row_of[layer[b]] != row:
+                number, used[row] = used[row], used[row] + 1
+                right, lane, left = end + 12.0 * number, lanes[row] + _LANE * number, margin - 12.0 * (number + 1)
+                path += [(right, moved[a][1]), (right, lane), (left, lane), (left, moved[b][1])]
+            path.append(moved[b])
+        paths.append(path)
+    return moved, paths
 
 
 def _layers(picture: Picture) -> list[int]:
@@ -110,13 +173,16 @@ def _spread(column: list[int], wanted: dict[int, float], y: list[float]) -> None
             y[next(nodes)] = total / size + row * _ROW
 
 
-def _columns(picture: Picture, columns: list[list[int]], layer: list[int], widths: list[float]) -> list[float]:
-    """The centre of each column; the gaps have room for the texts of the edges that begin there."""
-    x, right = [], 0.0
+def _columns(
+    picture: Picture, columns: list[list[int]], layer: list[int], widths: list[float]
+) -> tuple[list[float], list[float]]:
+    """The centre and half the width of each column; the gaps have room for the texts of the edges that begin there."""
+    x, halves, right = [], [], 0.0
     for number, column in enumerate(columns):
         half = max((widths[n] for n in column if n < len(widths)), default=20.0) / 2
         texts = [len(t) for e in picture.edges if layer[e.source] == number - 1 for t in (e.value, e.gradient)]
         gap = max(texts, default=0) * 6.8 + 44 if number else 24.0
         x.append(right + gap + half)
+        halves.append(half)
         right += gap + 2 * half
-    return x
+    return x, halves

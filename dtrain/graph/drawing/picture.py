@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ SYMBOLS = {
     "minimum": "min",
     "power": "^",
 }
-_HIDDEN = {"member", "stop_gradient", "alias", "cast"}
+_LONGEST_PERIOD = 256  # operations of one turn of a loop, to be found
 
 
 @dataclass
@@ -152,23 +153,51 @@ def _differentiated(graph: Graph) -> tuple[dict[tuple[int, int], Tensor], dict[i
 
 
 def _boxes(nodes: list[Tensor], max_nodes: int) -> dict[int, int]:
-    """Return the number of each node's box: its own, or that of a run of nodes of one scope or line. A run of the
-    topological order has edges forward only, so the boxes have no cycle."""
-    is_collapsed = sum(node.op is not None for node in nodes) > max_nodes
-    result: dict[int, int] = {}
-    last: Any = None
-    number, count = -1, 0
-    for node in nodes:
-        if node.op is None:
+    """Return the number of each node's box: its own, or that of a run of nodes of one scope or line, or of some turns
+    of a loop. A run of the topological order has edges forward only, so the boxes have no cycle."""
+    inputs = [[node] for node in nodes if node.op is None]
+    operations = [node for node in nodes if node.op is not None]
+    runs = [[node] for node in operations] if len(operations) <= max_nodes else _collapsed(operations, max_nodes)
+    return {node.index: number for number, run in enumerate([*inputs, *runs]) for node in run}
+
+
+def _collapsed(nodes: list[Tensor], max_nodes: int) -> list[list[Tensor]]:
+    """Cut the nodes into runs of one scope or line; the longest loop outside of scopes into at most half of the
+    boxes."""
+    runs: list[list[Tensor]] = []
+    for scope, found in itertools.groupby(nodes, key=lambda n: n.scope):
+        stretch = list(found)
+        if scope:
+            runs.append(stretch)
             continue
-        key = node.scope or node._line
-        if not is_collapsed or key != last:
-            number, count = number + 1, count + 1
-        last = key
-        result[node.index] = number
-    inputs = [node for node in nodes if node.op is None]
-    shifted = {index: box + len(inputs) for index, box in result.items()}
-    return {node.index: i for i, node in enumerate(inputs)} | shifted
+        start, stop, period = _loop([(n._line, n.op.name) for n in stretch if n.op])
+        turns = -(-(stop - start) // period)
+        size = period * max(1, -(-turns // max(2, max_nodes // 2)))
+        runs += _by_line(stretch[:start])
+        runs += [stretch[i : min(i + size, stop)] for i in range(start, stop, size)]
+        runs += _by_line(stretch[stop:])
+    return runs
+
+
+def _by_line(nodes: list[Tensor]) -> list[list[Tensor]]:
+    return [list(found) for _, found in itertools.groupby(nodes, key=lambda n: n._line)]
+
+
+def _loop(keys: list[Any]) -> tuple[int, int, int]:
+    """Return (start, stop, period) of the longest part that repeats itself at least three times; (0, 0, 1) if none
+    does."""
+    numbers: dict[Any, int] = {}
+    codes = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+    best = (0, 0, 1)
+    for period in range(1, min(len(keys) // 3, _LONGEST_PERIOD) + 1):
+        differs = codes[:-period] != codes[period:]
+        breaks = np.flatnonzero(np.concatenate([[True], differs, [True]]))
+        lengths = np.diff(breaks) - 1
+        longest = int(lengths.argmax())
+        length = int(lengths[longest]) + period
+        if length >= 3 * period and length > best[1] - best[0]:
+            best = (int(breaks[longest]), int(breaks[longest]) + length, period)
+    return best
 
 
 def _box(members: list[Tensor]) -> Box:
@@ -176,7 +205,7 @@ def _box(members: list[Tensor]) -> Box:
     if node.op is None:
         return Box(node.name, "input", f"input {node.name}, {node.dtype}{list(node.shape)}")
     if len(members) > 1:
-        where = node.scope or node.location
+        where = node.scope or _lines(members)
         return Box(
             f"{where} · {len(members)} ops", "operation", f"{where}: {', '.join(n.op.name for n in members if n.op)}"
         )
@@ -187,3 +216,10 @@ def _box(members: list[Tensor]) -> Box:
         place, constant = constants[0]
         label = f"{label}{figure(constant.value)}" if place else f"{figure(constant.value)}{label}"
     return Box(label, "operation", f"{name}, {node.dtype}{list(node.shape)}, made at {node.location}")
+
+
+def _lines(members: list[Tensor]) -> str:
+    """The line of these nodes, or the first and the last."""
+    first, last = min(members, key=lambda n: n._line), max(members, key=lambda n: n._line)
+    same_file, end = first._line[0] == last._line[0], f"–{last._line[1]}"
+    return first.location + (end if same_file and first._line != last._line else "")

@@ -73,6 +73,35 @@ def test_a_large_graph_is_collapsed_and_has_no_cycle():
     assert len(picture_of(with_scope, "scoped", 100).boxes) == 44
 
 
+def one_line(x):
+    for _ in range(100):
+        x = x - 0.1 * np.sin(x)
+    return x * x
+
+
+@pytest.mark.parametrize(("function", "turns"), [(loop, 2), (one_line, 20)])
+def test_a_loop_is_cut_between_its_turns(function, turns):
+    args = (np.ones((2, 3)), np.eye(3)) if function is loop else (1.0,)
+    picture = picture_of(dtrain.trace(function, *args), "loop", 10)
+    boxes = [box for box in picture.boxes if "·" in box.label]
+    assert len(boxes) == 5
+    assert {box.detail.count("tanh" if function is loop else "sin") for box in boxes} == {turns}
+    assert len([edge for edge in picture.edges if edge.gradient]) >= len(boxes)
+
+
+def test_a_wide_picture_goes_on_in_further_rows():
+    picture = picture_of(dtrain.trace(loop, np.ones((2, 3)), np.eye(3)), "loop", 60)
+    layout = arrange(picture)
+    assert layout.width < 1700
+    boxes = [(x - w / 2, y - 17, x + w / 2, y + 17) for (x, y), w in zip(layout.centres, layout.widths, strict=True)]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert not [o for o in boxes[i + 1 :] if left < o[2] and right > o[0] and top < o[3] and bottom > o[1]]
+    points = [point for path in layout.paths for point in path]
+    assert all(0 < x < layout.width and 0 < y < layout.height for x, y in points)
+    for edge, path in zip(picture.edges, layout.paths, strict=True):
+        assert (path[0], path[-1]) == (layout.centres[edge.source], layout.centres[edge.target])
+
+
 def test_uses_by_one_collapsed_box_are_one_edge_with_the_whole_gradient():
     args = (np.ones((2, 3)), np.eye(3))
     picture = picture_of(dtrain.trace(scoped, *args), "scoped", 10)
