@@ -22,6 +22,7 @@ from dtrain.graph.context import (
 from dtrain.graph.custom import custom_vjp, primitive
 from dtrain.graph.differentiate import backward
 from dtrain.graph.drawing import draw
+from dtrain.graph.inspection import inspect
 from dtrain.graph.ops.choice import relu, sigmoid
 from dtrain.graph.ops.reduction import log_softmax, logsumexp, softmax
 from dtrain.graph.ops.shape import stop_gradient
@@ -56,6 +57,7 @@ __all__ = [
     "grad",
     "hessian",
     "hvp",
+    "inspect",
     "is_training",
     "jacobian",
     "jvp",

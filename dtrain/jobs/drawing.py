@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import InputError
-from dtrain.graph import Graph, Tensor, step_context, trace
+from dtrain.graph import Tensor, trace
 from dtrain.graph.drawing import draw
-from dtrain.graph.tensor import recording
-from dtrain.graph.tree import flatten, named_leaves, unflatten
+from dtrain.graph.tree import flatten, named_leaves
 from dtrain.jobs.build import build
 from dtrain.jobs.document import parse_yaml
 from dtrain.jobs.spec import load_spec
-from dtrain.train.program import Program
-from dtrain.train.shard import Batch, called, told
+from dtrain.train.introspection import shard_graph
+from dtrain.train.shard import told
 
 _SPECS = (".yaml", ".yml", ".json", ".toml")
 
@@ -30,7 +29,9 @@ def draw_target(target: str, arguments: Iterable[str], overrides: Iterable[str],
     """Return the SVG of a job file, of module:function or of file.py:function. Raises InputError, one line."""
     if target.endswith(_SPECS):
         spec = load_spec(target, overrides)
-        return draw(_first_shard(build(spec)), title=f"{spec.name}: loss of the first shard", max_nodes=max_nodes)
+        program = build(spec)
+        graph = shard_graph(program, program.initial_parameters())
+        return draw(graph, title=f"{spec.name}: loss of the first shard", max_nodes=max_nodes)
     function = _function(target)
     values = _arguments(function, target, arguments)
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
@@ -57,26 +58,6 @@ def _names(values: Mapping[str, Any]) -> list[str]:
     """The names of the inputs that the arguments become: theirs, with the path in a tree behind it."""
     leaves = [(f"{n}.{path}" if path else n, leaf) for n, value in values.items() for path, leaf in named_leaves(value)]
     return [name for name, leaf in leaves if isinstance(leaf, float | np.ndarray | np.generic)]
-
-
-def _first_shard(program: Program) -> Graph:
-    """Record the loss of the first shard of the first step."""
-    indices = program.sampler().indices(0, 0)
-    batch = Batch(program.train, len(indices), program.dtype)
-    batch.fill(indices)
-    parameters = program.initial_parameters()
-    leaves, structure = flatten(parameters)
-    names = [name for name, _ in named_leaves(parameters)]
-    graph = Graph()
-    inputs = [graph.input(np.asarray(a, program.dtype), n) for n, a in zip(names, leaves, strict=True)]
-    samples = {k: graph.input(a, f"batch.{k}") for k, a in batch.arrays.items()}
-    with step_context(program.seed, 0, 0, training=True) as context, recording(graph):
-        context.reports = []
-        loss = called("loss", program.loss, unflatten(structure, inputs), samples)
-    if not isinstance(loss, Tensor):
-        raise InputError("loss: expected a value computed from params with NumPy; there is nothing to draw")
-    graph.outputs = [loss]
-    return graph
 
 
 def _function(target: str) -> Any:

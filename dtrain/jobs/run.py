@@ -51,7 +51,7 @@ def run_job(
         directory.discard_result()
         store = CheckpointStore(directory.checkpoints, keep=spec.checkpoint.keep)
         restore = store.latest(expect={"job": spec.digest(), "numerics": numerics}) if is_resumed else None
-        watcher = Watcher(directory, is_quiet=is_quiet)
+        watcher = Watcher(directory, is_quiet, program if settings.introspect_every else None)
         try:
             service = Service(
                 program,
@@ -92,9 +92,11 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
     every = spec.checkpoint.every
     steps = (every.in_steps(program.sampler().steps_per_epoch) or 0) if every is not None else 0
     seconds = float(every.count) if every is not None and every.unit == "seconds" else 0.0
+    look = spec.introspect.every
     return RunSettings(
         workers=workers,
         checkpoint_every=steps,
+        introspect_every=(look.in_steps(program.sampler().steps_per_epoch) or 0) if look is not None else 0,
         checkpoint_seconds=seconds,
         timeout_seconds=spec.timeout_seconds,
         startup_timeout_seconds=spec.startup_timeout_seconds,

@@ -6,6 +6,7 @@
     files/          what the job's paths name, if it was sent here from another machine
     model/NAME.py   a copy of the user's model file and of the *.py beside it, if the job has one
     metrics.jsonl   a line per step and evaluation
+    introspection.jsonl  a line per look into the run, if the job asks for it
     events.jsonl    a line per thing that happened
     checkpoints/    what a resumed run starts from
     result.json     how the run ended
@@ -133,6 +134,11 @@ class RunDirectory:
     def events_file(self) -> Path:
         """Written by ``append_event``."""
         return self.path / "events.jsonl"
+
+    @property
+    def introspection_file(self) -> Path:
+        """For ``introspecting.IntrospectionLog``."""
+        return self.path / "introspection.jsonl"
 
     @property
     def checkpoints(self) -> Path:

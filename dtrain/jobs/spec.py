@@ -235,6 +235,13 @@ class CheckpointSpec(_Section):
     """How many of the newest checkpoints are kept."""
 
 
+class IntrospectSpec(_Section):
+    """How often the run is looked into: activations, gradients and updates of one shard, in introspection.jsonl."""
+
+    every: IntervalOfSteps = None
+    """Steps or epochs between two looks, the first before step 0; null for none."""
+
+
 class MonitorSpec(_Section):
     """How the run can be watched while it lasts."""
 
@@ -291,6 +298,7 @@ class JobSpec(_Section):
     """Worker processes: auto is one per core, 0 is none (all work is done in this process)."""
     eval: EvalSpec = EvalSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    introspect: IntrospectSpec = IntrospectSpec()
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens at a step whose loss or gradient is not finite: the run stops, or the step leaves no trace."""
     timeout_seconds: float = Field(default=5.0, gt=0)
@@ -330,8 +338,9 @@ class JobSpec(_Section):
     def digest(self) -> str:
         """Return the SHA-256, in hex, of the canonical JSON of what determines the result.
 
-        Not in it: name, workers, time limits, monitor, checkpoint, evaluation and base_dir. The user's model counts by
-        the content of its file, not by its path; a model in an installed module and data files count by name only.
+        Not in it: name, workers, time limits, monitor, checkpoint, evaluation, introspection and base_dir. The user's
+        model counts by the content of its file, not by its path; a model in an installed module and data files count by
+        name only.
         Raises InputError if the model's file cannot be read.
         """
         content = self.model_dump(mode="json", include=_RESULT, exclude_none=True)

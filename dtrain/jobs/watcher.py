@@ -8,17 +8,24 @@ from functools import partial
 from typing import Any
 
 from dtrain.errors import DtrainError
+from dtrain.jobs.introspecting import IntrospectionLog
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.monitor.progress import Progress
 from dtrain.monitor.records import EvalRecord, MetricsLog, StepRecord
 from dtrain.monitor.run_metrics import RunMetrics
 from dtrain.train.observer import Observer
+from dtrain.train.program import Program
 
 
 class Watcher(Observer):
     """Passes everything on. A disk that is full costs the record, never the run: it is said once."""
 
-    def __init__(self, directory: RunDirectory | None, is_quiet: bool = False) -> None:
+    def __init__(
+        self, directory: RunDirectory | None, is_quiet: bool = False, introspected: Program | None = None
+    ) -> None:
+        """``introspected`` is the program whose states are looked into, if any are."""
+        self._introspected = introspected
+        self._introspection: IntrospectionLog | None = None
         self.metrics = RunMetrics()
         self._directory, self._is_quiet = directory, is_quiet
         self._log: MetricsLog | None = None
@@ -31,6 +38,10 @@ class Watcher(Observer):
         self._event("started", steps=steps, step=first_step)
         if self._directory is not None:
             self._log = MetricsLog(self._directory.metrics_file, committed=first_step)
+            if self._introspected is not None:
+                self._introspection = IntrospectionLog(
+                    self._directory.introspection_file, self._introspected, first_step
+                )
         if not self._is_quiet:
             self._progress = Progress(steps, steps_per_epoch, first_step=first_step)
 
@@ -50,6 +61,10 @@ class Watcher(Observer):
         self.metrics.checkpoint(step)
         self._event("checkpoint", step=step)
 
+    def state(self, step: int, tensors: Any) -> None:
+        if self._introspection is not None:
+            self._introspection.start(step, tensors)
+
     def event(self, kind: str, text: str, **details: Any) -> None:
         self._event(kind, text=text, **details)
         if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed"):
@@ -65,6 +80,10 @@ class Watcher(Observer):
             self._progress.close()
         if self._log is not None:
             self._guarded(self._log.close)
+        if self._introspection is not None:
+            self._introspection.close()
+            if self._introspection.failure:
+                self._event("introspection_failed", text=self._introspection.failure)
 
     def _write(self, records: Sequence[StepRecord | EvalRecord]) -> None:
         for record in records:

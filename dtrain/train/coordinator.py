@@ -27,6 +27,7 @@ from dtrain.train.events import (
     Grant,
     Halt,
     Instruction,
+    Introspect,
     Joined,
     Kill,
     LinkLost,
@@ -54,6 +55,7 @@ class Policy:
     first_step: int = 0
     eval_every: int = 0
     checkpoint_every: int = 0
+    introspect_every: int = 0
     checkpoint_seconds: float = 0.0
     timeout_seconds: float = 5.0
     startup_timeout_seconds: float = 60.0
@@ -109,6 +111,7 @@ class Coordinator:
         self._evaluated = -1 if self.policy.first_step == self.policy.steps else self.policy.first_step
         self._snapshot_step = self.policy.first_step
         self._snapshot_time = 0.0
+        self._introspected = -1
         self._done: frozenset[int] = frozenset()
         self._world_size = self.policy.world_size
         self._next_worker = 0
@@ -347,6 +350,9 @@ class Coordinator:
         elif is_last:
             self._snapshot(now)
             self._finish("succeeded")
+        elif policy.introspect_every and step % policy.introspect_every == 0 and self._introspected < step:
+            self._introspected = step
+            self._out.append(Introspect(step))
         elif self._snapshot_is_due(now):
             self._snapshot(now)
         elif self._is_changing():
@@ -371,7 +377,7 @@ class Coordinator:
         if self._pace > 0.0:
             ahead = max(ahead, min(policy.max_ahead, int(policy.ahead_seconds / self._pace)))
         limit = min(self.committed + ahead, policy.steps)
-        for every in (policy.eval_every, policy.checkpoint_every):
+        for every in (policy.eval_every, policy.checkpoint_every, policy.introspect_every):
             if every:
                 limit = min(limit, (self.committed // every + 1) * every)
         if limit > self.granted:

@@ -195,6 +195,13 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Introspect:
+    """Hand on a copy of the state after ``step`` steps to who wants to look into it."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Finish:
     """The run is over: status as in Ray's words, and the error if it failed."""
 
@@ -203,4 +210,4 @@ class Finish:
     error: DtrainError | None = None
 
 
-Instruction = Spawn | Kill | Dismiss | Halt | Recover | Begin | Grant | Evaluate | Snapshot | Finish
+Instruction = Spawn | Kill | Dismiss | Halt | Recover | Begin | Grant | Evaluate | Snapshot | Introspect | Finish

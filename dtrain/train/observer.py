@@ -26,6 +26,9 @@ class Observer:
     def checkpoint(self, step: int) -> None:
         """A checkpoint is on disk. Called by the thread that wrote it."""
 
+    def state(self, step: int, tensors: Any) -> None:
+        """A copy of the state after so many steps (`RunState.tensors`), as often as the run is looked into."""
+
     def event(self, kind: str, text: str, **details: Any) -> None:
         """Anything else worth telling: a worker died, a checkpoint failed."""
 

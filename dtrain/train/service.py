@@ -44,10 +44,11 @@ def max_workers(workers: int) -> int:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run is carried out; none of it decides the result. Times in seconds, ``checkpoint_every`` in steps."""
+    """How a run is carried out; none of it decides the result. Times in seconds, ``*_every`` in steps."""
 
     workers: int
     checkpoint_every: int = 0
+    introspect_every: int = 0
     checkpoint_seconds: float = 30.0
     timeout_seconds: float = 5.0
     startup_timeout_seconds: float = 60.0
@@ -102,6 +103,7 @@ class Service:
                 first_step=self._state.first_step,
                 eval_every=program.eval_every if program.eval else 0,
                 checkpoint_every=settings.checkpoint_every,
+                introspect_every=settings.introspect_every,
                 checkpoint_seconds=settings.checkpoint_seconds,
                 timeout_seconds=settings.timeout_seconds,
                 startup_timeout_seconds=settings.startup_timeout_seconds,
@@ -353,6 +355,8 @@ class Service:
                 )
             case e.Snapshot(step):
                 self._snapshot(step)
+            case e.Introspect(step):
+                self._observer.state(step, self._state.tensors())
             case e.Finish():
                 self._finish = instruction
 

@@ -33,6 +33,7 @@ from dtrain.jobs.run import run_job
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import json_schema, load_spec, parse_spec
 from dtrain.monitor import progress
+from dtrain.monitor.lines import read_lines
 from dtrain.monitor.records import EvalRecord, StepRecord, from_values, to_line
 from dtrain.monitor.table import METRICS
 from dtrain.nn import LOSSES, MODELS
@@ -301,6 +302,7 @@ def test_what_decides_the_result_is_what_the_digest_covers() -> None:
         "overlap": True,
         "eval": {"every": 5},
         "checkpoint": {"keep": 1},
+        "introspect": {"every": 2},
         "on_nonfinite": "skip",
         "timeout_seconds": 1.0,
         "startup_timeout_seconds": 9.0,
@@ -392,12 +394,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text_of("models.md")
     (folder / "blobs.py").write_text(blocks(text, "python")[0])
     (folder / "job.yaml").write_text(blocks(text, "yaml")[0])
-    spec = load_spec(folder / "job.yaml", ["epochs=2", "monitor.metrics_port=null"])
+    spec = load_spec(folder / "job.yaml", ["epochs=2", "monitor.metrics_port=null", "introspect.every=5"])
     directory = RunDirectory.create(spec.name, path=folder / "run")
     directory.write_job(spec)
     result = run_job(spec, build(spec), directory, LocalBackend(0), is_quiet=True)
     assert result["status"] == "succeeded", result["error"]
     return folder / "run"
+
+
+def test_keys_of_introspection_are_listed(run: Path) -> None:
+    text = section(text_of("jobs.md"), "The run directory")
+    listed = [name for row in tables(text)["Key of introspection.jsonl"] for name in names_in(row[0])]
+    (line, _), *_ = read_lines(run / "introspection.jsonl")
+    assert listed == list(line)
+    for key in (*line["parameters"][0], *line["parameters"][0]["gradient"], *line["layers"][0]):
+        assert f"`{key}`" in text + text_of("models.md")
 
 
 def test_files_of_a_run_are_listed(run: Path) -> None:

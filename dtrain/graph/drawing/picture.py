@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.differentiate import backward
-from dtrain.graph.ops.shape import alias
-from dtrain.graph.regions import Structural, reachable
-from dtrain.graph.tensor import Graph, Tensor, recording
+from dtrain.graph.regions import reachable
+from dtrain.graph.tensor import Graph, Tensor
+from dtrain.graph.uses import gradients_by_use
 
 SYMBOLS = {
     "add": "+",
@@ -73,7 +72,7 @@ def figure(array: Any) -> str:
 def picture_of(graph: Graph, title: str, max_nodes: int) -> Picture:
     """Describe the forward graph with the gradients of the sum of its outputs."""
     nodes = [n for n in reachable(graph.outputs, (), lambda n: n.inputs) if not _is_folded(n)]
-    uses, gradients = _differentiated(graph)
+    uses, gradients = gradients_by_use(graph)
     box_of = _boxes(nodes, max_nodes)
     picture = Picture(title)
     for group in box_of.values():
@@ -119,37 +118,6 @@ def _texts(uses: list[tuple[Tensor, Tensor | None]], gradients: dict[int, Tensor
 def _is_folded(node: Tensor) -> bool:
     """Whether a node is shown within the boxes that use it: a constant."""
     return node.is_constant
-
-
-def _differentiated(graph: Graph) -> tuple[dict[tuple[int, int], Tensor], dict[int, Tensor]]:
-    """Return, for each use (node, place) of a float array, a node that stands for this use alone, and the gradients
-    by the index of these nodes."""
-    copy, made = Graph(), {}
-    uses: dict[tuple[int, int], Tensor] = {}
-    with recording(copy):
-        for node in reachable(graph.outputs, (), lambda n: n.inputs):
-            if node.is_constant:
-                made[node.index] = copy.constant(node.value)
-                continue
-            if node.op is None:
-                made[node.index] = copy.input(node.value, node.name, node.weak)
-                continue
-            inputs = []
-            for place, source in enumerate(node.inputs):
-                inner = made[source.index]
-                if source.dtype.kind == "f" and not source.is_constant:
-                    if not isinstance(node.op, Structural):
-                        inner = alias(inner)
-                    uses[node.index, place] = inner
-                inputs.append(inner)
-            again = Tensor(
-                copy, node.op, tuple(inputs), node.static, node.shape, node.dtype, node.value, node._line, "", node.weak
-            )
-            made[node.index] = again
-        outputs = [made[o.index] for o in graph.outputs if o.dtype.kind == "f"]
-        wrt = list({use.index: use for use in uses.values()}.values())
-        found = backward(outputs, None, wrt) if outputs and wrt else []
-    return uses, {use.index: g for use, g in zip(wrt, found, strict=False)}
 
 
 def _boxes(nodes: list[Tensor], max_nodes: int) -> dict[int, int]:

@@ -17,6 +17,7 @@ from dtrain.train.coordinator import (
     Grant,
     Halt,
     Instruction,
+    Introspect,
     Joined,
     Kill,
     Lost,
@@ -192,6 +193,13 @@ def test_an_evaluation_at_its_boundary() -> None:
     assert arrive(state, 2, 2, now=2) == [Evaluate(1, 2, (0, 1))]
     assert state.handle(Evaluated(1, 1, 2), 3) == []
     assert state.handle(Evaluated(0, 1, 2), 4) == [Grant(4)]
+
+
+def test_a_copy_of_the_state_every_so_many_steps_and_one_at_the_start() -> None:
+    state = running(introspect_every=2)
+    assert state._introspected == 0
+    assert arrive(state, 2, 1, now=1) == []
+    assert arrive(state, 2, 2, now=2) == [Introspect(2), Grant(4)]
 
 
 def test_a_snapshot_every_so_many_steps() -> None:

@@ -1,0 +1,99 @@
+"""A look into a run: what `dtrain.inspect` says of the loss of one shard, and how far an update moves each parameter.
+
+It works on a copy of the state and changes nothing of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dtrain.comm.layout import Layout
+from dtrain.errors import InputError
+from dtrain.graph import Graph, Tensor, backward, flatten, step_context, unflatten
+from dtrain.graph.inspection import inspect_graph, summary
+from dtrain.graph.tensor import recording
+from dtrain.optim.clipping import scale
+from dtrain.train.program import Program
+from dtrain.train.shard import Batch, called, summed
+from dtrain.train.state import Tensors
+
+
+def shard_graph(program: Program, parameters: Any, step: int = 0, *, mean: bool = False) -> Graph:
+    """Record the loss of the first shard of a step as the user's function returns it, or its mean; with its values."""
+    indices = program.sampler().indices(step, 0)
+    batch = Batch(program.train, len(indices), program.dtype)
+    batch.fill(indices)
+    leaves, structure = flatten(parameters)
+    names = program.layout(program.initial_parameters()).names
+    graph = Graph()
+    inputs = [graph.input(np.asarray(a, program.dtype), n) for n, a in zip(names, leaves, strict=True)]
+    samples = {k: graph.input(a, f"batch.{k}") for k, a in batch.arrays.items()}
+    with step_context(program.seed, step, 0, training=True) as context, recording(graph):
+        context.reports = []
+        loss = called("loss", program.loss, unflatten(structure, inputs), samples)
+        if not isinstance(loss, Tensor):
+            raise InputError("loss: expected a value computed from params with NumPy")
+        graph.outputs = [summed(loss, len(indices)) * program.dtype.type(1 / len(indices)) if mean else loss]
+    return graph
+
+
+def introspect(program: Program, tensors: Tensors, step: int) -> dict[str, Any]:
+    """Describe the step that would come next if the first shard were the whole batch: plain values.
+
+    ``tensors`` is the state after ``step`` steps, as `RunState.tensors` returns it.
+    """
+    initial = program.initial_parameters()
+    layout = program.layout(initial)
+    values = list(tensors["parameters"].values())
+    with np.errstate(all="ignore"):
+        graph = shard_graph(program, unflatten(flatten(initial)[1], values), step, mean=True)
+        inputs = graph.inputs[: len(values)]
+        layers = inspect_graph(graph)
+        with recording(graph):
+            gradients = [np.asarray(g.value) for g in backward(graph.outputs, None, inputs)]
+        moved = _updates(program, layout, tensors, gradients, step)
+    parameters = []
+    for index, (name, value) in enumerate(tensors["parameters"].items()):
+        if index not in layout.momenta:
+            size, move = float(np.linalg.norm(value)), moved[name]
+            parameters.append(
+                {
+                    "name": name,
+                    "shape": list(value.shape),
+                    "value": summary(value),
+                    "gradient": summary(gradients[index]),
+                    "update_to_weight": move / size if size else None,
+                }
+            )
+    names = set(layout.names)
+    return {
+        "step": step,
+        "loss": float(np.asarray(graph.outputs[0].value)),
+        "parameters": parameters,
+        "layers": [entry for entry in layers if entry["name"] not in names],
+    }
+
+
+def _updates(
+    program: Program, layout: Layout, tensors: Tensors, gradients: list[np.ndarray], step: int
+) -> dict[str, float]:
+    """The L2 norm of the update that the rule would make with these gradients, by parameter."""
+    rule = program.rule
+    learnt = [i for i in range(len(layout.names)) if i not in layout.momenta]
+    norm = math.sqrt(sum(float(np.sum(np.square(gradients[i], dtype=np.float64))) for i in learnt))
+    clip = 1.0 if program.clip_norm is None or not math.isfinite(norm) else scale(norm, program.clip_norm)
+    coefficients = rule.coefficients(step, program.schedule.lr(step))
+    result = {}
+    for i in learnt:
+        name = layout.names[i]
+        before = np.ravel(tensors["parameters"][name])
+        after, gradient = before.copy(), np.ravel(gradients[i] * program.dtype.type(clip)).astype(program.dtype)
+        if program.clip_value is not None:
+            np.clip(gradient, -program.clip_value, program.clip_value, out=gradient)
+        state = tuple(np.ravel(tensors[f"optimizer.{s}"][name]).copy() for s in rule.state_names)
+        rule.update(after, gradient, state, coefficients, (np.empty_like(after), np.empty_like(after)))
+        result[name] = float(np.linalg.norm(after - before))
+    return result
