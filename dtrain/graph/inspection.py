@@ -53,6 +53,12 @@ def inspect_graph(graph: Graph) -> list[dict[str, Any]]:
     return found
 
 
+def norm(array: Any) -> float:
+    """The L2 norm, in float64."""
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(np.asarray(array, np.float64)))
+
+
 def summary(array: Any) -> dict[str, Any]:
     """The `norm` (L2), `mean`, `std`, `low`, `high` and histogram `counts` of the finite elements, and how many are
     `not_finite`."""
@@ -64,7 +70,7 @@ def summary(array: Any) -> dict[str, Any]:
     low, high = float(finite.min()), float(finite.max())
     position = np.zeros(finite.shape) if low == high else (finite / 2 - low / 2) / (high / 2 - low / 2) * BINS
     counts = np.bincount(np.minimum(position.astype(np.int64), BINS - 1), minlength=BINS)
-    figures = {"norm": np.linalg.norm(finite), "mean": finite.mean(), "std": finite.std(), "low": low, "high": high}
+    figures = {"norm": norm(finite), "mean": finite.mean(), "std": finite.std(), "low": low, "high": high}
     return {**result, **{name: float(value) for name, value in figures.items()}, "counts": counts.tolist()}
 
 
@@ -95,11 +101,11 @@ def _entry(node: Tensor, parts: list[NDArray[Any]]) -> dict[str, Any]:
     entry |= {"shape": list(node.shape), "value": summary(value)}
     entry["gradient"] = summary(sum(parts[1:], parts[0])) if parts else None
     if len(parts) > 1:
-        entry["gradient_parts"] = [float(np.linalg.norm(part)) for part in parts]
+        entry["gradient_parts"] = [norm(part) for part in parts]
     if node.op is None:
         return entry
     if _is_sum(node):
-        entry["summands"] = [float(np.linalg.norm(np.asarray(i.value))) for i in node.inputs]
+        entry["summands"] = [norm(i.value) for i in node.inputs]
     if _is_relu(node):
         entry["dead"] = float(np.mean(~(value > 0).any(axis=0) if value.ndim > 1 else value <= 0))
     if node.op.name in ("tanh", "sigmoid"):

@@ -13,7 +13,7 @@ import numpy as np
 from dtrain.comm.layout import Layout
 from dtrain.errors import InputError
 from dtrain.graph import Graph, Tensor, backward, flatten, step_context, unflatten
-from dtrain.graph.inspection import inspect_graph, summary
+from dtrain.graph.inspection import inspect_graph, norm, summary
 from dtrain.graph.tensor import recording
 from dtrain.optim.clipping import scale
 from dtrain.train.program import Program
@@ -58,7 +58,7 @@ def introspect(program: Program, tensors: Tensors, step: int) -> dict[str, Any]:
     parameters = []
     for index, (name, value) in enumerate(tensors["parameters"].items()):
         if index not in layout.momenta:
-            size, move = float(np.linalg.norm(value)), moved[name]
+            size, move = norm(value), moved[name]
             parameters.append(
                 {
                     "name": name,
@@ -83,8 +83,8 @@ def _updates(
     """The L2 norm of the update that the rule would make with these gradients, by parameter."""
     rule = program.rule
     learnt = [i for i in range(len(layout.names)) if i not in layout.momenta]
-    norm = math.sqrt(sum(float(np.sum(np.square(gradients[i], dtype=np.float64))) for i in learnt))
-    clip = 1.0 if program.clip_norm is None or not math.isfinite(norm) else scale(norm, program.clip_norm)
+    length = math.sqrt(sum(float(np.sum(np.square(gradients[i], dtype=np.float64))) for i in learnt))
+    clip = 1.0 if program.clip_norm is None or not math.isfinite(length) else scale(length, program.clip_norm)
     coefficients = rule.coefficients(step, program.schedule.lr(step))
     result = {}
     for i in learnt:
@@ -95,5 +95,5 @@ def _updates(
             np.clip(gradient, -program.clip_value, program.clip_value, out=gradient)
         state = tuple(np.ravel(tensors[f"optimizer.{s}"][name]).copy() for s in rule.state_names)
         rule.update(after, gradient, state, coefficients, (np.empty_like(after), np.empty_like(after)))
-        result[name] = float(np.linalg.norm(after - before))
+        result[name] = norm(after - before)
     return result
