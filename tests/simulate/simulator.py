@@ -78,6 +78,7 @@ class Simulation:
             eval_every=choose([0, 1, 4, 7]),
             checkpoint_every=choose([0, 0, 3, 10]),
             checkpoint_seconds=choose([0.0, 0.3, 2.0]),
+            introspect_every=(0, 0, 3, 5)[seed % 4],
             startup_timeout_seconds=20.0,
             max_ahead=choose([2, 8, 64]),
             ahead_seconds=choose([0.1, 1.0, 5.0]),
@@ -103,7 +104,7 @@ class Simulation:
         self.gradients, self.total = [-1] * self.policy.shards, [-1] * BLOCKS
         self.shard_done = [0] * self.policy.shards
         self.committed, self.evaluated_step, self.parts = first, -1, set[int]()
-        self.statistics = {"begun": 0, "kills": 0, "evaluations": 0, "snapshots": 0, "shards": 0}
+        self.statistics = {"begun": 0, "kills": 0, "evaluations": 0, "snapshots": 0, "introspections": 0, "shards": 0}
 
     def run(self) -> c.Finish:
         """Run to the end; raises Violation."""
@@ -189,6 +190,9 @@ class Simulation:
             case c.Snapshot(step):
                 self.check_rest(step)
                 self.statistics["snapshots"] += 1
+            case c.Introspect(step):
+                self.check_rest(step)
+                self.statistics["introspections"] += 1
             case c.Finish():
                 if instruction.status == "succeeded":
                     self.check_evaluated(is_last=True)
@@ -201,7 +205,7 @@ class Simulation:
         policy = self.policy
         self.check(self.granted < step <= policy.steps, f"step {step} granted after {self.granted}")
         self.check(step - self.committed <= policy.max_ahead, "a grant beyond the ring of figures")
-        for every in filter(None, (policy.eval_every, policy.checkpoint_every)):
+        for every in filter(None, (policy.eval_every, policy.checkpoint_every, policy.introspect_every)):
             self.check(step <= (self.committed // every + 1) * every, f"step {step} is beyond a multiple of {every}")
 
     def check_evaluated(self, is_last: bool) -> None:
