@@ -7,6 +7,14 @@ batch_norm on the other samples of the shard.
 """
 
 from dtrain.nn.convolution import conv, conv_transpose
+from dtrain.nn.attention import (
+    attention,
+    causal_mask,
+    embedding,
+    join_heads,
+    multi_head_attention,
+    split_heads,
+)
 from dtrain.nn.layers import dropout, linear, relu, sigmoid, tanh
 from dtrain.nn.losses import (
     LOSSES,
@@ -20,6 +28,8 @@ from dtrain.nn.losses import (
 from dtrain.nn.models import MODELS, Model, make_model
 from dtrain.nn.normalisation import batch_norm, group_norm, instance_norm, layer_norm, local_response_norm
 from dtrain.nn.pooling import avg_pool, max_pool
+from dtrain.nn.normalisation import batch_norm
+from dtrain.nn.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_cell
 from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
 
@@ -30,7 +40,9 @@ __all__ = [
     "Supervised",
     "accuracy",
     "avg_pool",
+    "attention",
     "batch_norm",
+    "causal_mask",
     "check_labels",
     "conv",
     "conv_transpose",
@@ -40,15 +52,25 @@ __all__ = [
     "layer_norm",
     "linear",
     "local_response_norm",
+    "embedding",
+    "gru",
+    "gru_cell",
+    "join_heads",
+    "linear",
+    "lstm",
+    "lstm_cell",
     "make_model",
     "max_pool",
     "mean_squared_error",
+    "multi_head_attention",
     "multiclass_hinge",
     "relu",
     "report",
+    "rnn_cell",
     "running",
     "sigmoid",
     "softmax_cross_entropy",
+    "split_heads",
     "squared_hinge",
     "supervise",
     "tanh",
