@@ -24,6 +24,7 @@ from dtrain.graph.differentiate import backward
 from dtrain.graph.drawing import draw
 from dtrain.graph.inspection import inspect
 from dtrain.graph.ops.choice import relu, sigmoid
+from dtrain.graph.ops.normal import normal_cdf
 from dtrain.graph.ops.reduction import log_softmax, logsumexp, softmax
 from dtrain.graph.ops.shape import stop_gradient
 from dtrain.graph.plan import Arena, Bound, Plan
@@ -66,6 +67,7 @@ __all__ = [
     "logsumexp",
     "map_leaves",
     "named_leaves",
+    "normal_cdf",
     "primitive",
     "random_words",
     "relu",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import InputError, ShapeError
-from dtrain.graph import stop_gradient
+from dtrain.graph import log_softmax, stop_gradient
 from dtrain.nn.layers import relu
 
 
@@ -66,6 +66,78 @@ def mean_squared_error(scores: Any, targets: Any) -> Any:
             "give one target per score"
         )
     return np.mean(np.square(scores - targets), axis=1)
+
+
+def label_cross_entropy(scores: Any, targets: Any, smoothing: float = 0.0) -> Any:
+    """−Σ q·log softmax(scores), q = (1 − smoothing)·target + smoothing/k.
+
+    ``targets`` are integer labels (n,) or probabilities (n, k). PyTorch's ``label_smoothing``.
+    """
+    q = _is_label(scores, targets).astype(scores.dtype) if targets.ndim == 1 else targets
+    _check_alike(scores, q)
+    q = q * (1.0 - smoothing) + smoothing / scores.shape[1]
+    return -np.sum(q * log_softmax(scores, axis=1), axis=1)
+
+
+def negative_log_likelihood(log_p: Any, labels: Any) -> Any:
+    """−log p of the label, for log-probabilities (n, k)."""
+    return -np.sum(np.where(_is_label(log_p, labels), log_p, 0.0), axis=1)
+
+
+def crammer_singer(scores: Any, labels: Any, margin: float = 1.0) -> Any:
+    """max(0, max_{j≠y} s_j − s_y + margin): the SVM of Crammer and Singer (2001). Ties of the maximum share."""
+    return np.max(_margins(scores, labels, margin), axis=1)
+
+
+def binary_hinge(scores: Any, targets: Any) -> Any:
+    """The mean over the outputs of max(0, 1 − t·s), t = −1 or 1."""
+    _check_alike(scores, targets)
+    return _mean(relu(1.0 - targets * scores))
+
+
+def binary_squared_hinge(scores: Any, targets: Any) -> Any:
+    """The mean over the outputs of max(0, 1 − t·s)², t = −1 or 1."""
+    _check_alike(scores, targets)
+    return _mean(np.square(relu(1.0 - targets * scores)))
+
+
+def binary_cross_entropy(scores: Any, targets: Any) -> Any:
+    """The mean over the outputs of −t·log σ(s) − (1 − t)·log(1 − σ(s)), t in [0, 1]; stable for every s."""
+    _check_alike(scores, targets)
+    return _mean(np.logaddexp(scores, np.zeros_like(scores)) - scores * targets)
+
+
+def kl_divergence(log_q: Any, p: Any) -> Any:
+    """Σ p·(log p − log q) over the outputs, for log-probabilities ``log_q`` and probabilities ``p``; 0 where p is 0."""
+    _check_alike(log_q, p)
+    entropy = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0)
+    return np.sum(entropy - p * log_q, axis=1)
+
+
+def huber(scores: Any, targets: Any, delta: float = 1.0) -> Any:
+    """The mean over the outputs of ½e² for |e| ≤ δ, else δ·(|e| − δ/2). With δ = 1, the smooth L1 loss."""
+    _check_alike(scores, targets)
+    error = np.abs(scores - targets)
+    inside = np.minimum(error, delta)
+    return _mean(inside * (error - 0.5 * inside))
+
+
+def mean_absolute_error(scores: Any, targets: Any) -> Any:
+    """The mean over the outputs of |score − target|; its gradient at 0 is 0."""
+    _check_alike(scores, targets)
+    return _mean(np.abs(scores - targets))
+
+
+def _mean(values: Any) -> Any:
+    return np.mean(values, axis=1) if values.ndim == 2 else values
+
+
+def _check_alike(scores: Any, targets: Any) -> None:
+    if targets.shape != scores.shape or scores.ndim not in (1, 2):
+        raise ShapeError(
+            f"loss: expected scores (n, k) or (n,) and targets of the same shape, got {scores.shape} and "
+            f"{targets.shape}; give one target per score"
+        )
 
 
 def accuracy(scores: Any, labels: Any) -> Any:

@@ -33,6 +33,7 @@ for _name, _inputs, _theirs in (
 ):  # fmt: skip
     row(_name, getattr(special, _name), _theirs, *_inputs)
 row("zeta", lambda x: special.zeta(2.5, x), lambda x: _s.zeta(torch.tensor(2.5, dtype=x.dtype), x), POSITIVE, orders=0)
+row("normal_cdf", graph.normal_cdf, _s.ndtr, X)
 row("softmax", lambda x: graph.softmax(x, axis=1), lambda x: torch.softmax(x, 1), X)
 row(
     "log_softmax",
