@@ -70,5 +70,5 @@ def multi_head_attention(
 
     The projections before and after are the model's.
     """
-    parts = (split_heads(x, heads) for x in (q, k, v))
-    return join_heads(attention(*parts, mask=mask, causal=causal, dropout=dropout))
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    return join_heads(attention(q, k, v, mask, causal, dropout))
