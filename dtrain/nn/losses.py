@@ -27,11 +27,23 @@ def _is_label(scores: Any, labels: Any) -> Any:
     return np.expand_dims(labels, 1) == np.arange(scores.shape[1])
 
 
-def softmax_cross_entropy(scores: Any, labels: Any) -> Any:
-    """−log of the probability that softmax gives the label. The row's maximum comes off first, so nothing overflows."""
-    shifted = scores - stop_gradient(np.max(scores, axis=1, keepdims=True))
-    correct = np.sum(np.where(_is_label(scores, labels), shifted, 0.0), axis=1)
-    return np.log(np.sum(np.exp(shifted), axis=1)) - correct
+def softmax_cross_entropy(scores: Any, targets: Any, smoothing: float = 0.0) -> Any:
+    """−Σ q·log softmax(scores), q = (1 − smoothing)·target + smoothing/k; of a label, −log of its probability.
+
+    ``targets`` are integer labels (n,) or probabilities, floats (n, k). ``smoothing`` is PyTorch's ``label_smoothing``.
+    The row's maximum comes off the scores first, so nothing overflows.
+    """
+    if targets.ndim == 2 and targets.dtype.kind == "f":
+        _check_alike(scores, targets)
+        q = targets
+    else:
+        is_label = _is_label(scores, targets)
+        if not smoothing:
+            shifted = scores - stop_gradient(np.max(scores, axis=1, keepdims=True))
+            return np.log(np.sum(np.exp(shifted), axis=1)) - np.sum(np.where(is_label, shifted, 0.0), axis=1)
+        q = is_label.astype(scores.dtype)
+    q = q * (1.0 - smoothing) + smoothing / scores.shape[1]
+    return -np.sum(q * log_softmax(scores, axis=1), axis=1)
 
 
 def _margins(scores: Any, labels: Any, margin: float) -> Any:
@@ -51,32 +63,24 @@ def squared_hinge(scores: Any, labels: Any, margin: float = 1.0) -> Any:
     return np.sum(np.square(_margins(scores, labels, margin)), axis=1)
 
 
+def _numbers(scores: Any, targets: Any, other: float = 0.0) -> Any:
+    """The targets in the shape of the scores; labels of k > 1 scores become 1 at the label and ``other`` elsewhere."""
+    if targets.ndim == 1 and scores.ndim == 2:
+        if targets.dtype.kind in "iu" and scores.shape[1] > 1:
+            targets = np.where(_is_label(scores, targets), 1.0, other).astype(scores.dtype)
+        else:
+            targets = np.expand_dims(targets, 1)
+    _check_alike(scores, targets)
+    return targets.astype(scores.dtype) if targets.dtype.kind in "biu" else targets
+
+
 def mean_squared_error(scores: Any, targets: Any) -> Any:
     """The mean over the k outputs of (score − target)².
 
     ``targets`` are numbers of the scores' shape, or (n,) if k is 1. Integers (n,) with k above 1 are labels: the
-    target is 1 at the label and 0 elsewhere.
+    target is 1 at the label and 0 elsewhere. The same holds for the other losses of numbers.
     """
-    if targets.ndim == 1 and scores.ndim == 2:
-        are_labels = targets.dtype.kind in "iu" and scores.shape[1] > 1
-        targets = _is_label(scores, targets).astype(scores.dtype) if are_labels else np.expand_dims(targets, 1)
-    if targets.shape != scores.shape or scores.ndim != 2:
-        raise ShapeError(
-            f"loss: expected scores (n, k) and targets of the same shape, got {scores.shape} and {targets.shape}; "
-            "give one target per score"
-        )
-    return np.mean(np.square(scores - targets), axis=1)
-
-
-def label_cross_entropy(scores: Any, targets: Any, smoothing: float = 0.0) -> Any:
-    """−Σ q·log softmax(scores), q = (1 − smoothing)·target + smoothing/k.
-
-    ``targets`` are integer labels (n,) or probabilities (n, k). PyTorch's ``label_smoothing``.
-    """
-    q = _is_label(scores, targets).astype(scores.dtype) if targets.ndim == 1 else targets
-    _check_alike(scores, q)
-    q = q * (1.0 - smoothing) + smoothing / scores.shape[1]
-    return -np.sum(q * log_softmax(scores, axis=1), axis=1)
+    return _mean(np.square(scores - _numbers(scores, targets)))
 
 
 def negative_log_likelihood(log_p: Any, labels: Any) -> Any:
@@ -90,21 +94,18 @@ def crammer_singer(scores: Any, labels: Any, margin: float = 1.0) -> Any:
 
 
 def binary_hinge(scores: Any, targets: Any) -> Any:
-    """The mean over the outputs of max(0, 1 − t·s), t = −1 or 1."""
-    _check_alike(scores, targets)
-    return _mean(relu(1.0 - targets * scores))
+    """The mean over the outputs of max(0, 1 − t·s), t = −1 or 1; labels (n,) are 1 at the label and −1 elsewhere."""
+    return _mean(relu(1.0 - _numbers(scores, targets, other=-1.0) * scores))
 
 
 def binary_squared_hinge(scores: Any, targets: Any) -> Any:
-    """The mean over the outputs of max(0, 1 − t·s)², t = −1 or 1."""
-    _check_alike(scores, targets)
-    return _mean(np.square(relu(1.0 - targets * scores)))
+    """The mean over the outputs of max(0, 1 − t·s)², with the targets of ``binary_hinge``."""
+    return _mean(np.square(relu(1.0 - _numbers(scores, targets, other=-1.0) * scores)))
 
 
 def binary_cross_entropy(scores: Any, targets: Any) -> Any:
     """The mean over the outputs of −t·log σ(s) − (1 − t)·log(1 − σ(s)), t in [0, 1]; stable for every s."""
-    _check_alike(scores, targets)
-    return _mean(np.logaddexp(scores, np.zeros_like(scores)) - scores * targets)
+    return _mean(np.logaddexp(scores, np.zeros_like(scores)) - scores * _numbers(scores, targets))
 
 
 def kl_divergence(log_q: Any, p: Any) -> Any:
@@ -116,16 +117,14 @@ def kl_divergence(log_q: Any, p: Any) -> Any:
 
 def huber(scores: Any, targets: Any, delta: float = 1.0) -> Any:
     """The mean over the outputs of ½e² for |e| ≤ δ, else δ·(|e| − δ/2). With δ = 1, the smooth L1 loss."""
-    _check_alike(scores, targets)
-    error = np.abs(scores - targets)
+    error = np.abs(scores - _numbers(scores, targets))
     inside = np.minimum(error, delta)
     return _mean(inside * (error - 0.5 * inside))
 
 
 def mean_absolute_error(scores: Any, targets: Any) -> Any:
     """The mean over the outputs of |score − target|; its gradient at 0 is 0."""
-    _check_alike(scores, targets)
-    return _mean(np.abs(scores - targets))
+    return _mean(np.abs(scores - _numbers(scores, targets)))
 
 
 def _mean(values: Any) -> Any:
@@ -149,7 +148,13 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "hinge": multiclass_hinge,
     "squared_hinge": squared_hinge,
+    "crammer_singer": crammer_singer,
+    "binary_hinge": binary_hinge,
+    "binary_squared_hinge": binary_squared_hinge,
+    "binary_cross_entropy": binary_cross_entropy,
     "mean_squared_error": mean_squared_error,
+    "mean_absolute_error": mean_absolute_error,
+    "huber": huber,
 }
 """The losses by the name that a job spec gives them."""
 

@@ -96,11 +96,27 @@ def test_losses_of_ten_equal_scores() -> None:
     np.testing.assert_array_equal(multiclass_hinge(scores, labels), 9)
 
 
+def one_hot(s: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.one_hot(y, s.shape[1]).to(s.dtype)
+
+
+def without(s: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return s.masked_fill(one_hot(s, y).bool(), -torch.inf)
+
+
 TORCH: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "softmax_cross_entropy": lambda s, y: torch.nn.functional.cross_entropy(s, y, reduction="none"),
     "hinge": lambda s, y: s.shape[1] * torch.nn.functional.multi_margin_loss(s, y, reduction="none"),
     "squared_hinge": lambda s, y: s.shape[1] * torch.nn.functional.multi_margin_loss(s, y, p=2, reduction="none"),
-    "mean_squared_error": lambda s, y: (s - torch.nn.functional.one_hot(y, s.shape[1])).square().mean(1),
+    "crammer_singer": lambda s, y: torch.relu(1 + without(s, y).amax(1) - s.gather(1, y[:, None])[:, 0]),
+    "binary_hinge": lambda s, y: torch.relu(1 - (2 * one_hot(s, y) - 1) * s).mean(1),
+    "binary_squared_hinge": lambda s, y: torch.relu(1 - (2 * one_hot(s, y) - 1) * s).square().mean(1),
+    "binary_cross_entropy": lambda s, y: torch.nn.functional.binary_cross_entropy_with_logits(
+        s, one_hot(s, y), reduction="none"
+    ).mean(1),
+    "mean_squared_error": lambda s, y: (s - one_hot(s, y)).square().mean(1),
+    "mean_absolute_error": lambda s, y: (s - one_hot(s, y)).abs().mean(1),
+    "huber": lambda s, y: torch.nn.functional.huber_loss(s, one_hot(s, y), reduction="none").mean(1),
 }
 
 
@@ -131,6 +147,14 @@ def test_the_hinge_is_flat_at_its_kink() -> None:
     np.testing.assert_array_equal(
         score_gradient(multiclass_hinge, np.array([[2.0, 1.0, 3.0]]), np.array([0])), [[-1, 0, 1]]
     )
+
+
+@pytest.mark.parametrize("name", ["mean_squared_error", "mean_absolute_error", "huber", "binary_cross_entropy"])
+def test_numbers_of_one_output_may_be_flat_or_whole(name: str) -> None:
+    scores, flags = TEN[:, :1].astype(np.float32), np.array([1, 0, 1])
+    expected = LOSSES[name](scores, flags[:, None].astype(np.float32))
+    np.testing.assert_array_equal(LOSSES[name](scores, flags), expected)
+    assert LOSSES[name](scores, flags).dtype == np.float32
 
 
 def test_mean_squared_error_of_numbers() -> None:

@@ -29,10 +29,9 @@ def cramming(s: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], np.ndarray]] = {
-    "labels": (nn.label_cross_entropy, lambda s, y: functional.cross_entropy(s, y, reduction="none"), LABELS),
-    "soft": (nn.label_cross_entropy, lambda s, y: functional.cross_entropy(s, y, reduction="none"), SOFT),
+    "soft": (nn.softmax_cross_entropy, lambda s, y: functional.cross_entropy(s, y, reduction="none"), SOFT),
     "smoothed": (
-        lambda s, y: nn.label_cross_entropy(s, y, smoothing=0.2),
+        lambda s, y: nn.softmax_cross_entropy(s, y, smoothing=0.2),
         lambda s, y: functional.cross_entropy(s, y, reduction="none", label_smoothing=0.2),
         LABELS,
     ),
@@ -74,7 +73,7 @@ def test_great_scores_are_stable() -> None:
     scores, targets = np.array([[1e4, -1e4], [-1e4, 1e4]]), np.array([[1.0, 0.0], [1.0, 0.0]])
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         np.testing.assert_allclose(nn.binary_cross_entropy(scores, targets), [0, 1e4])
-        np.testing.assert_allclose(nn.label_cross_entropy(scores, targets), [0, 2e4])
+        np.testing.assert_allclose(nn.softmax_cross_entropy(scores, targets), [0, 2e4])
         assert np.isfinite(grad(lambda s: np.sum(nn.binary_cross_entropy(s, targets)))(scores)).all()
 
 
