@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dtrain.data.characters import Characters
 from dtrain.data.files import FileOptions, load_npy, load_npz
 from dtrain.data.generated import Blobs, Digits, Spiral, Synthetic
 from dtrain.data.source import Source, check_finite
@@ -29,6 +30,7 @@ SOURCES: dict[str, Entry] = {
     "spiral": Entry(Spiral, Spiral.load),
     "blobs": Entry(Blobs, Blobs.load),
     "synthetic": Entry(Synthetic, Synthetic.load),
+    "characters": Entry(Characters, Characters.load, {"file": False}),
     "npz": Entry(FileOptions, load_npz, {"train": True, "eval": False}),
     "npy": Entry(FileOptions, load_npy, {"x": True, "y": False, "eval_x": False, "eval_y": False}),
 }
@@ -57,8 +59,9 @@ def make_source(name: str, base_dir: str | os.PathLike[str] = ".", check: bool =
         value = options.pop(option, None)
         if value is None and not required:
             continue
+        wanted = "a text file" if option == "file" else f"an .{name} file"
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-            raise InputError(f"data.{option}: expected a path, got {value!r}; give the path of an .{name} file")
+            raise InputError(f"data.{option}: expected a path, got {value!r}; give the path of {wanted}")
         paths[option] = Path(base_dir, os.path.expanduser(value))
     source = entry.load(build(entry.options, name, options), **paths)
     if check:

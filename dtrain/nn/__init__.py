@@ -6,7 +6,6 @@ are two exceptions in training: dropout also depends on the step and the shard, 
 batch_norm on the other samples of the shard.
 """
 
-from dtrain.nn.convolution import conv, conv_transpose
 from dtrain.nn.activations import (
     elu,
     gelu,
@@ -27,6 +26,7 @@ from dtrain.nn.attention import (
     multi_head_attention,
     split_heads,
 )
+from dtrain.nn.convolution import conv, conv_transpose
 from dtrain.nn.layers import dropout, linear, relu, sigmoid, tanh
 from dtrain.nn.losses import (
     LOSSES,
@@ -48,7 +48,6 @@ from dtrain.nn.losses import (
 from dtrain.nn.models import MODELS, Model, make_model
 from dtrain.nn.normalisation import batch_norm, group_norm, instance_norm, layer_norm, local_response_norm
 from dtrain.nn.pooling import avg_pool, max_pool
-from dtrain.nn.normalisation import batch_norm
 from dtrain.nn.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_cell
 from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
@@ -59,8 +58,8 @@ __all__ = [
     "Model",
     "Supervised",
     "accuracy",
-    "avg_pool",
     "attention",
+    "avg_pool",
     "batch_norm",
     "binary_cross_entropy",
     "binary_hinge",
@@ -69,27 +68,25 @@ __all__ = [
     "check_labels",
     "conv",
     "conv_transpose",
-    "dropout",
-    "group_norm",
-    "instance_norm",
-    "layer_norm",
-    "linear",
-    "local_response_norm",
     "crammer_singer",
     "dropout",
     "elu",
     "embedding",
     "gelu",
     "gelu_tanh",
+    "group_norm",
     "gru",
     "gru_cell",
     "hard_sigmoid",
     "hard_tanh",
     "huber",
+    "instance_norm",
     "join_heads",
     "kl_divergence",
+    "layer_norm",
     "leaky_relu",
     "linear",
+    "local_response_norm",
     "lstm",
     "lstm_cell",
     "make_model",

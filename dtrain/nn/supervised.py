@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dtrain.errors import ShapeError
 from dtrain.nn.losses import LOSSES, accuracy
 from dtrain.nn.models.model import Model, Params
 from dtrain.options import unknown_name
@@ -18,6 +20,7 @@ Batch = dict[str, Any]
 class Supervised:
     """A model under a loss, on batches {"x": (n, …), "y": (n,) labels or (n, classes) numbers}.
 
+    The two are (n, time) integers in a model of sequences; its loss and accuracy are means over the time.
     The three methods are what a user's own model file gives. The dataclass holds options alone, so it can be rebuilt
     in any process from the job spec.
     """
@@ -32,7 +35,18 @@ class Supervised:
         return self.model.init(rng, self.features, self.classes)
 
     def predict(self, params: Params, x: Any) -> Any:
-        """The scores (n, classes). Samples of any shape are flattened, and taken in the dtype of the parameters."""
+        """The scores (n, classes). Samples of any shape are flattened, and taken in the dtype of the parameters.
+
+        A model of sequences gives scores (n, time, classes); ``ShapeError`` if x is not integers (n, time) of the time
+        that it was made for.
+        """
+        if self.model.reads_integers:
+            if x.ndim != 2 or x.shape[1] != self.features or x.dtype.kind not in "iu":
+                raise ShapeError(
+                    f"model: expected x of integers (n, {self.features}), got {x.dtype} {x.shape}; "
+                    "give sequences, such as those of the data source characters"
+                )
+            return self.model.predict(params, x)
         dtype = self.model.weights(params)[0].dtype
         if x.ndim != 2:
             x = x.reshape(x.shape[0], -1)
@@ -40,14 +54,27 @@ class Supervised:
 
     def loss(self, params: Params, batch: Batch) -> Any:
         """The loss of each sample (n,), the model's penalty added to each, so that their mean is the lecture's loss."""
-        losses = LOSSES[self.loss_name](self.predict(params, batch["x"]), batch["y"])
+        losses = self._of_each(LOSSES[self.loss_name], params, batch)
         return losses + self.model.penalty(params) if self.model.l2 else losses
 
     def metrics(self, params: Params, batch: Batch) -> dict[str, Any]:
         """The accuracy of each sample (n,) where the targets are labels; nothing otherwise."""
         if batch["y"].dtype.kind not in "iu":
             return {}
-        return {"accuracy": accuracy(self.predict(params, batch["x"]), batch["y"])}
+        return {"accuracy": self._of_each(accuracy, params, batch)}
+
+    def _of_each(self, measure: Callable[[Any, Any], Any], params: Params, batch: Batch) -> Any:
+        """The measure of each sample (n,): of its scores and target, or the mean over those of its sequence."""
+        scores, targets = self.predict(params, batch["x"]), batch["y"]
+        if not self.model.reads_integers:
+            return measure(scores, targets)
+        n, time, classes = scores.shape
+        if targets.shape != (n, time):
+            raise ShapeError(
+                f"model: expected y of integers {(n, time)}, got {targets.dtype} {targets.shape}; give one for each x"
+            )
+        values = measure(np.reshape(scores, (n * time, classes)), np.reshape(targets, (n * time,)))
+        return np.mean(np.reshape(values, (n, time)), axis=1)
 
 
 def supervise(model: Model, loss: str | None, features: int, classes: int) -> Supervised:

@@ -58,7 +58,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "hidden": [48, 32], "batch_norm": True, "dropout": 0.2},
     "convnet": {"name": "convnet", "filters": [4, 8], "hidden": [16], "dropout": 0.2},
     "transformer": {"entry": "transformer.py"},
+    "gpt": {"name": "transformer", "width": 16, "heads": 2, "layers": 1, "dropout": 0.1},
 }
+DATA: dict[str, dict[str, Any]] = {"gpt": {"name": "characters", "window": 16, "stride": 2}}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": {"name": "momentum", "lr": 0.05, "schedule": {"name": "cosine", "warmup_steps": 4}},
     "adam": {"name": "adam", "lr": 2e-3, "clip_norm": 1.0},
@@ -66,7 +68,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def write_jobs(folder: Path, models: list[str]) -> dict[str, Path]:
-    """Write a job file for each model and optimizer; 1437 samples, so that the last batch of an epoch has 29."""
+    """Write a job file for each model and optimizer; 1437 digits, so that the last batch of an epoch has 29."""
     (folder / "transformer.py").write_text(TRANSFORMER)
     jobs = {}
     for model in models:
@@ -74,7 +76,7 @@ def write_jobs(folder: Path, models: list[str]) -> dict[str, Path]:
             path = folder / f"{model}-{optimizer}.yaml"
             job = {
                 "model": MODELS[model],
-                "data": {"name": "digits"},
+                "data": DATA.get(model, {"name": "digits"}),
                 "optimizer": options,
                 "batch": 128,
                 "shards": 8,

@@ -5,15 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from dtrain.nn.models.convnet import ConvNet
+from dtrain.nn.models.lstm import LSTM
 from dtrain.nn.models.mlp import MLP
 from dtrain.nn.models.model import Model
 from dtrain.nn.models.softmax import Softmax
 from dtrain.nn.models.svm import SVM
+from dtrain.nn.models.transformer import Transformer
 from dtrain.options import build, unknown_name
 
-__all__ = ["MLP", "MODELS", "SVM", "ConvNet", "Model", "Softmax", "make_model"]
+__all__ = ["LSTM", "MLP", "MODELS", "SVM", "ConvNet", "Model", "Softmax", "Transformer", "make_model"]
 
-MODELS: dict[str, type[Model]] = {"softmax": Softmax, "svm": SVM, "mlp": MLP, "convnet": ConvNet}
+MODELS: dict[str, type[Model]] = {
+    "softmax": Softmax,
+    "svm": SVM,
+    "mlp": MLP,
+    "convnet": ConvNet,
+    "transformer": Transformer,
+    "lstm": LSTM,
+}
 
 
 def make_model(name: str, **options: Any) -> Model:

@@ -20,6 +20,9 @@ class Model(Options):
     default_loss: ClassVar[str] = "softmax_cross_entropy"
     """The loss of a spec that names none."""
 
+    reads_integers: ClassVar[bool] = False
+    """Whether samples are sequences of integers below ``classes`` (n, time), and scores (n, time, classes)."""
+
     l2: float = number(0.0, at_least=0)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:

@@ -76,9 +76,11 @@ def test_loss_and_gradients_are_pytorchs(name: str, options: dict[str, Any]) -> 
 def test_init_gives_float32_of_the_right_shapes(name: str) -> None:
     params = make_model(name).init(np.random.default_rng(0), FEATURES, CLASSES)
     assert {leaf.dtype for leaf in flatten(params)[0]} == {np.dtype(np.float32)}
-    x = batch()["x"].astype(np.float32)
+    x, shape = batch()["x"].astype(np.float32), (SAMPLES, CLASSES)
+    if make_model(name).reads_integers:
+        x, shape = np.arange(SAMPLES * FEATURES).reshape(SAMPLES, FEATURES) % CLASSES, (SAMPLES, FEATURES, CLASSES)
     scores = make_model(name).predict(params, x)
-    assert scores.shape == (SAMPLES, CLASSES)
+    assert scores.shape == shape
     assert scores.dtype == np.float32
 
 
