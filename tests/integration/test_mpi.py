@@ -113,17 +113,57 @@ def test_the_local_backend_is_refused_under_mpirun(job: Path) -> None:
     assert "--backend: local runs in one process, but mpirun has started 2" in done.stderr
 
 
+STARTUP = {
+    "two threads": """
+import sys
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dtrain.train.numerics":  # after dtrain has set one thread
+            sys.meta_path.remove(self)
+            import threadpoolctl
+            threadpoolctl.threadpool_limits = lambda *a, **k: __import__("contextlib").nullcontext()
+            for library in threadpoolctl.ThreadpoolController().lib_controllers:
+                library.set_num_threads(2)
+sys.meta_path.insert(0, Late())
+""",
+    "another NumPy": """
+import sys
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dtrain.train.numerics":
+            sys.meta_path.remove(self)
+            __import__("numpy").__version__ = "0.0.1"
+sys.meta_path.insert(0, Late())
+""",
+}
+"""What a rank's interpreter runs before anything else, as `sitecustomize`."""
+
+
+def refused(flavour: str, at: Path, job: Path, change: str) -> str:
+    """What a run of two ranks says when the shell commands ``change`` come before the second; it has to be refused."""
+    line = mpirun(flavour, 2, "run", job, "-q", "--run-dir", at / "run")
+    first = next(i for i, word in enumerate(line) if word.endswith("/python"))
+    line[first:first] = ["sh", "-c", f'[ "${{PMI_RANK:-$OMPI_COMM_WORLD_RANK}}" = 1 ] && {change}; exec "$@"', "sh"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert done.returncode == 4, done.stderr
+    return done.stderr
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_rank_of_another_numerics_class_is_refused(flavour: str, job: Path, tmp_path: Path) -> None:
+def test_a_rank_with_other_kernels_is_refused(flavour: str, job: Path, tmp_path: Path) -> None:
     kernels = json.loads(dtrain("run", job, "-q", "--json", "-w", 0, "--run-dir", tmp_path / "here").stdout)
     other = "Haswell" if kernels["numerics_class"]["blas_kernels"] != "Haswell" else "Sandybridge"
-    line = mpirun(flavour, 2, "run", job, "-q", "--run-dir", tmp_path / "run")
-    at = next(i for i, word in enumerate(line) if word.endswith("/python"))
-    shift = f'[ "${{PMI_RANK:-$OMPI_COMM_WORLD_RANK}}" = 1 ] && export OPENBLAS_CORETYPE={other}; exec "$@"'
-    line[at:at] = ["sh", "-c", shift, "sh"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
-    assert done.returncode == 4
-    assert f"worker 1 computes in another numerics class: blas_kernels is '{other}'" in done.stderr
+    said = refused(flavour, tmp_path, job, f"export OPENBLAS_CORETYPE={other}")
+    assert f"worker 1 computes in another numerics class: blas_kernels is '{other}'" in said
+
+
+@pytest.mark.parametrize(
+    ("cause", "field"), [("two threads", "blas_threads is '2'"), ("another NumPy", "numpy is '0.0.1'")]
+)
+def test_a_rank_of_another_numerics_class_is_refused(cause: str, field: str, job: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STARTUP[cause])
+    said = refused("mpich", tmp_path, job, f'export PYTHONPATH="{tmp_path}:$PYTHONPATH"')
+    assert f"worker 1 computes in another numerics class: {field}" in said
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

@@ -17,6 +17,7 @@ import pytest
 
 from cluster.simulate import Hosts, RayCluster
 from tests.backends import python_of
+from tests.equivalence.simulated import mpirun_on, run_on
 from tests.support import DIGITS, ROOT, dtrain, result_of, wait_until
 
 pytestmark = pytest.mark.skipif(os.environ.get("DTRAIN_NO_ROOT") == "1", reason="DTRAIN_NO_ROOT=1 asks for it")
@@ -82,6 +83,29 @@ def test_mpirun_spans_hosts(hosts: Hosts, flavour: str, ranks: int) -> None:
     assert out == f"{[(f'host{rank}', total) for rank in range(ranks)]} {vendor}"
     for index in range(ranks):  # each rank's million bytes have to leave it
         assert hosts.bytes_sent(index) - before[index] > 500_000
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_no_more_bytes_cross_the_link_than_the_sum_needs(hosts: Hosts, count: int, tmp_path: Path) -> None:
+    """With a shard each, a host sends 2(H-1)/H of the gradient's bytes a step; the first also the state at the start.
+
+    Up to 4 % more are headers (66 bytes of a frame of 1514, and acknowledgements) and control messages; on the way of
+    acknowledgements the kernel may send larger frames with fewer headers, so that 2 % less is no mistake either.
+    """
+    width, steps = 512, 30
+    wide = {**LONG, "model": {"name": "mlp", "hidden": [width, width]}, "steps": steps, "shards": count}
+    wide |= {"eval": {"every": None}, "checkpoint": {"every": None}}
+    (tmp_path / "job.yaml").write_text(json.dumps(wide))
+    line, variables = mpirun_on(hosts, "mpich", count, "run", tmp_path / "job.yaml", "-q", "--run-dir", tmp_path / "r")
+    before = [hosts.bytes_sent(index) for index in range(count)]
+    done = run_on(hosts, line, variables)
+    assert done.returncode == 0, done.stderr
+    gradient = 4 * (64 * width + width + width * width + width + width * 10 + 10)
+    sums = 2 * (count - 1) / count * gradient * steps
+    state = 3 * gradient  # parameters and Adam's two moments, to each other host
+    expected = [sums + (count - 1) * state, *[sums] * (count - 1)]
+    ratios = [(hosts.bytes_sent(index) - before[index]) / expected[index] for index in range(count)]
+    assert all(0.98 < ratio < 1.04 for ratio in ratios), ratios
 
 
 class Launch:
