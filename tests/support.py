@@ -144,20 +144,29 @@ _started: list[subprocess.Popen[str]] = []
 
 
 def popen(line: list[str], **options: Any) -> subprocess.Popen[str]:
-    """Start a command whose output is read; the fixture ``ended`` ends it and all its children with the test."""
+    """Start a command whose output is read; ``ending`` ends it and all its children."""
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     _started.append(process)
     return process
 
 
+@contextmanager
+def ending() -> Iterator[None]:
+    """End what ``popen`` has started and the body has left, with everything below it."""
+    try:
+        yield
+    finally:
+        while _started:
+            process = _started.pop()
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
+            process.communicate()
+
+
 @pytest.fixture
 def ended() -> Iterator[None]:
-    """End what ``popen`` has started and the test has left, with everything below it."""
-    yield
-    while _started:
-        process = _started.pop()
-        if process.poll() is None:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-        process.communicate()
+    """``ending`` around a test."""
+    with ending():
+        yield
