@@ -249,7 +249,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     address: Annotated[str | None, ADDRESS] = None,
 ) -> None:
-    """Print what a job has said."""
+    """Print what a job has said; of a run that submit did not start, its events."""
     for piece in _jobs(address, job_id).log(job_id, follow):
         print(piece, end="", flush=True)
 

@@ -16,13 +16,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.job import Job
 from dtrain.jobs.run_directory import RunDirectory
-from dtrain.jobs.runs import all_runs, describe, find_run
+from dtrain.jobs.runs import all_runs, describe, find_run, run_id
 from dtrain.jobs.spec import JobSpec
 from dtrain.jobs.validation import validate
+from dtrain.monitor.lines import read_lines
 
 _POLL_SECONDS = 0.05
 _PENDING_SECONDS = 10.0  # how long a log that is followed waits for its job to start
@@ -54,12 +56,7 @@ class LocalJobs:
 
     def log(self, job_id: str, follow: bool, start: int = 0) -> Iterator[str]:
         run = find_run(job_id)
-        if not run.log_file.exists():
-            raise InputError(
-                f"{job_id}: there is no {run.log_file.name}, because the run was not started by dtrain submit; "
-                f"its figures are in {run.metrics_file}"
-            )
-        return _follow(run, follow, start)
+        return _follow(run, follow, start) if run.log_file.exists() else _tell_events(run, follow)
 
     def stop(self, job_id: str) -> None:
         run = find_run(job_id)
@@ -133,15 +130,24 @@ def _last_line(log: Path, start: int) -> str:
     return next((line for line in reversed(lines) if line), "").removeprefix("dtrain: ")
 
 
+def _rounds(run: RunDirectory, follow: bool) -> Iterator[None]:
+    """Yield whenever the files of a run are to be read: once, or until it has ended."""
+    deadline = time.monotonic() + _PENDING_SECONDS
+    while True:
+        # Asked before the files are read, so that the last words of a job that ends in between are not missed.
+        status = run.status() if follow else "ended"
+        is_last = status not in ("running", "pending") or (status == "pending" and time.monotonic() > deadline)
+        yield
+        if is_last:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
 def _follow(run: RunDirectory, follow: bool, start: int) -> Iterator[str]:
     """Yield the log from byte ``start`` on; one that is cut short is read anew from its beginning."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    deadline = time.monotonic() + _PENDING_SECONDS
     position = start
-    while True:
-        # Asked before the file is read, so that the last words of a job that ends in between are not missed.
-        status = run.status() if follow else "ended"
-        is_last = status not in ("running", "pending") or (status == "pending" and time.monotonic() > deadline)
+    for _ in _rounds(run, follow):
         with contextlib.suppress(FileNotFoundError), open(run.log_file, "rb") as file:
             if os.fstat(file.fileno()).st_size < position:
                 position = 0
@@ -149,6 +155,23 @@ def _follow(run: RunDirectory, follow: bool, start: int) -> Iterator[str]:
             while data := file.read(1 << 16):
                 position += len(data)
                 yield decoder.decode(data)
-        if is_last:
-            return
-        time.sleep(_POLL_SECONDS)
+
+
+def _tell_events(run: RunDirectory, follow: bool) -> Iterator[str]:
+    """Yield where a run without a log has said what it said, a line for each of its events, and how it stands."""
+    yield (
+        f"{run_id(run.path)} was not started by dtrain submit: what it said is in its terminal, or where mpirun's or "
+        "the scheduler's output goes. Its events:\n"
+    )
+    position = 0
+    for _ in _rounds(run, follow):
+        for values, position in read_lines(run.events_file, position):  # noqa: B007, B020
+            yield _sentence(values)
+    yield describe(run).sentence() + "\n"
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    """One line: when, what, and its text, or else its values."""
+    values = {name: value for name, value in event.items() if name not in ("time", "event")}
+    text = values.get("text") or ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"{event.get('time')} {event.get('event')}: {text}\n"

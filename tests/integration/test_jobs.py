@@ -249,6 +249,23 @@ def test_a_log_is_followed_through_truncation_to_the_end_of_the_job(held):
     assert follower.returncode == 0
 
 
+def test_the_events_of_a_run_without_a_log_are_followed_to_its_end(held):
+    held.append_event("started", steps=36, step=0)
+    follower = subprocess.Popen(command("logs", "-f", held.id), stdout=subprocess.PIPE, text=True)
+    assert follower.stdout.readline().startswith(
+        f"held/{held.id} was not started by dtrain submit: what it said is in "
+    )
+    assert follower.stdout.readline().endswith("Z started: steps 36, step 0\n")
+    held.append_event("worker_lost", text="worker 1 was killed by signal 9", worker=1)
+    assert follower.stdout.readline().endswith("Z worker_lost: worker 1 was killed by signal 9\n")
+    held.append_event("checkpoint", step=24)
+    held.release()
+    *events, end = follower.communicate(timeout=20)[0].splitlines()
+    assert [line.partition("Z ")[2] for line in events] == ["checkpoint: step 24"]
+    assert "failed" in end
+    assert follower.returncode == 0
+
+
 def test_a_run_of_another_host_is_named_and_left_alone(held):
     """An MPI run, whose rank 0 holds the lock, may be on another host of a shared disk."""
     held.lock_file.write_text("4711\nnode7\n")
