@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,11 +229,10 @@ def ulfm(kills: int, ranks_per_host: int = 0) -> Recoveries:
     return kills_in_runs(name, TARGETS["ulfm"], kills, start, victims, each=4, epochs=300)
 
 
-MEASURES: dict[str, Callable[[int], list[Recoveries]]] = {
-    "local": lambda kills: [local(workers, kills) for workers in (1, 2, 4)],
-    "ulfm": lambda kills: [ulfm(kills)],
-    "ulfm-hosts": lambda kills: [ulfm(kills, ranks_per_host=1)],
-    "ray": lambda kills: [ray(kills)],
+MEASURES: dict[str, Callable[[int], Iterator[Recoveries]]] = {
+    "local": lambda kills: (local(workers, kills) for workers in (1, 2, 4)),
+    "ulfm": lambda kills: (ulfm(kills, ranks_per_host) for ranks_per_host in (0, 1)),
+    "ray": lambda kills: (ray(kills) for _ in range(1)),
 }
 
 
@@ -254,7 +253,11 @@ def main() -> None:
     if options.keep and (options.backends or options.kills < 50):
         parser.error("--keep: only the table of all backends with 50 kills or more is kept")
     try:
-        found = [one for name in options.backends or MEASURES for one in MEASURES[name](options.kills)]
+        found = []
+        for name in options.backends or MEASURES:
+            for one in MEASURES[name](options.kills):
+                print("; ".join(one.row()), file=sys.stderr, flush=True)  # it takes minutes
+                found.append(one)
     except pytest.fail.Exception as missing:  # an MPI that is not installed
         parser.error(str(missing))
     text = f"""# Recovery from `kill -9` of a worker
