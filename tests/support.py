@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from dtrain.comm.threads import one_blas_thread
 from dtrain.jobs.backend import make_launcher
@@ -81,6 +80,23 @@ def result_of(run_dir: Path) -> dict[str, Any]:
 def events_of(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "events.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def has_stepped(run_dir: Path) -> bool:
+    return any(e["event"] == "first_step" for e in events_of(run_dir))
+
+
+def alive(run_dir: Path) -> dict[int, int]:
+    """The workers that have joined and not gone, with their process ids."""
+    events = events_of(run_dir)
+    gone = {e["worker"] for e in events if e["event"] in ("worker_lost", "worker_dismissed")}
+    return {e["worker"]: e["pid"] for e in events if e["event"] == "worker_joined" and e["worker"] not in gone}
+
+
+def members_of(run_dir: Path) -> list[int]:
+    """The members of the newest generation."""
+    generations = [e["members"] for e in events_of(run_dir) if e["event"] == "generation"]
+    return generations[-1] if generations else []
 
 
 def steps_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -163,10 +179,3 @@ def ending() -> Iterator[None]:
                     child.kill()
                 process.kill()
             process.communicate()
-
-
-@pytest.fixture
-def ended() -> Iterator[None]:
-    """``ending`` around a test."""
-    with ending():
-        yield

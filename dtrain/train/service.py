@@ -243,7 +243,8 @@ class Service:
         """A worker's line has ended, or it is given up."""
         self._lost += 1
         self._launcher.has_lost = True
-        self._lost_at = self._lost_at or time.monotonic()
+        if worker in self._hosts.members:  # training does not stand still for one that has yet to begin
+            self._lost_at = self._lost_at or time.monotonic()
         host = self._hosts.host_of.get(worker, 0)
         if worker in self._channels:
             self._forget(worker)

@@ -16,7 +16,7 @@ from tests.support import (
     DIGITS,
     command,
     dtrain,
-    events_of,
+    has_stepped,
     nothing_left_behind,
     result_of,
     spec_of,
@@ -100,7 +100,7 @@ def test_a_stop_and_a_resume_with_other_workers_change_nothing(tmp_path):
     with nothing_left_behind(run):
         arguments = ["run", job, "--workers", 2, "--run-dir", run, "-q"]
         process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))
+        wait_until(lambda: has_stepped(run))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode == 130

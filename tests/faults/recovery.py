@@ -29,15 +29,20 @@ import pytest
 import yaml
 
 from benchmarks.common import describe_machine, publish, table
+from dtrain.jobs.run_directory import RunDirectory
+from dtrain.jobs.runs import describe
 from dtrain.train.observer import Observer
 from tests.backends import mpirun, ray_head
 from tests.support import (
     DIGITS,
     ROOT,
+    alive,
     command,
     dtrain,
     ending,
     events_of,
+    has_stepped,
+    members_of,
     popen,
     result_of,
     service_of,
@@ -148,13 +153,6 @@ def local(workers: int, kills: int) -> Recoveries:
     return Recoveries(name, TARGETS["local"], steps.recovery_seconds, lost, is_equal)
 
 
-def alive(run: Path) -> dict[int, int]:
-    """The workers of a run that have joined and are not lost, with their process ids."""
-    events = events_of(run)
-    gone = {e["worker"] for e in events if e["event"] == "worker_lost"}
-    return {e["worker"]: e["pid"] for e in events if e["event"] == "worker_joined" and e["worker"] not in gone}
-
-
 def kill(run: Path, pid: int) -> float:
     """Kill a worker; return the seconds until the first step that was committed after its death."""
     before = sum(e["event"] == "recovered" for e in events_of(run))
@@ -165,52 +163,63 @@ def kill(run: Path, pid: int) -> float:
     return datetime.datetime.fromisoformat(when).timestamp() - at
 
 
+def next_victims(run: Path, can_replace: bool) -> list[int]:
+    """The processes of which one may be killed next, when there is one that another survives; none near the end.
+
+    Only members: training does not stand still for a worker that has yet to begin. Where no worker is replaced, the
+    first rank lives: it has the coordinator.
+    """
+    while True:
+        there = alive(run)
+        members = [there[worker] for worker in members_of(run) if worker in there and (can_replace or worker != 0)]
+        state = describe(RunDirectory.open(run))
+        if can_replace and (state.has_ended or (state.step or 0) > 0.8 * (state.steps or 0)):
+            return []
+        if len(members) > 1 or not can_replace:
+            return members
+        time.sleep(0.05)
+
+
 Start = Callable[[Path, Path], subprocess.Popen[str]]
 
 
-def kills_in_runs(
-    name: str, target: float, kills: int, start: Start, victims: Callable[[Path], list[int]], each: int, epochs: int
-) -> Recoveries:
-    """Kill ``each`` workers of every run that ``start`` begins, one of the ``victims`` after the other."""
+def kills_in_runs(name: str, target: float, kills: int, start: Start, can_replace: bool) -> Recoveries:
+    """Kill workers of runs that ``start`` begins, one after the other, until there are enough kills."""
     draw = random.Random(1)
     seconds: list[float] = []
     lost, is_equal = 0, True
     with tempfile.TemporaryDirectory() as temporary, ending():
         folder = Path(temporary)
         path = folder / "job.yaml"
-        path.write_text(yaml.safe_dump({**DIGITS, "epochs": epochs, "eval": {"every": None}}))
+        path.write_text(yaml.safe_dump({**DIGITS, "epochs": 300, "eval": {"every": None}}))
         undisturbed = dtrain("run", path, "-q", "--json", "-w", 2, "--run-dir", folder / "undisturbed")
         expected = json.loads(undisturbed.stdout)
         while len(seconds) < kills:
             run = folder / f"after-{len(seconds)}-kills"
             process = start(path, run)
-            wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))  # noqa: B023
-            for _ in range(each):
-                there = wait_until(lambda: victims(run))  # noqa: B023
+            wait_until(lambda: has_stepped(run))  # noqa: B023
+            before = len(seconds)
+            while len(seconds) < kills and (there := next_victims(run, can_replace)):
                 time.sleep(draw.uniform(0.0, 0.05))
                 seconds.append(kill(run, draw.choice(there)))
             _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors
             result = result_of(run)
-            assert result["restarts"] == each, result["restarts"]
+            assert result["restarts"] == len(seconds) - before, result["restarts"]
             lost += steps_lost([s["step"] for s in steps_of(run)], expected["step"])
             is_equal &= result["fingerprint"] == expected["fingerprint"]
     return Recoveries(name, target, seconds, lost, is_equal)
 
 
-def ray(kills: int) -> Recoveries:
-    """Kill workers of two on a Ray cluster of this machine, each when its forerunner is replaced."""
-    with ray_head(cpus=2) as head:
+def ray(kills: int, workers: int = 4) -> Recoveries:
+    """Kill workers on a Ray cluster of this machine, which replaces them."""
+    with ray_head(cpus=workers) as head:
 
         def start(path: Path, run: Path) -> subprocess.Popen[str]:
-            line = [*command("run", path, "-q", "-w", 2, "--run-dir", run), "--backend", "ray"]
+            line = [*command("run", path, "-q", "-w", workers, "--run-dir", run), "--backend", "ray"]
             return popen([*line, "--address", head.address], env=head.environment)
 
-        def victims(run: Path) -> list[int]:
-            return list(pids.values()) if len(pids := alive(run)) == 2 else []
-
-        # A replacement may be late; the run must not be near its end, where nothing is committed any more.
-        return kills_in_runs("Ray, 2 workers", TARGETS["ray"], kills, start, victims, each=5, epochs=800)
+        return kills_in_runs(f"Ray, {workers} workers", TARGETS["ray"], kills, start, can_replace=True)
 
 
 def ulfm(kills: int, ranks_per_host: int = 0) -> Recoveries:
@@ -222,11 +231,8 @@ def ulfm(kills: int, ranks_per_host: int = 0) -> Recoveries:
         options = ("--with-ft", "ulfm")
         return popen(mpirun("openmpi", 5, *arguments, options=options, ranks_per_host=ranks_per_host), cwd=ROOT)
 
-    def victims(run: Path) -> list[int]:
-        return [pid for rank, pid in alive(run).items() if rank != 0]
-
     name = f"Open MPI with ULFM, 5 ranks, {where}"
-    return kills_in_runs(name, TARGETS["ulfm"], kills, start, victims, each=4, epochs=300)
+    return kills_in_runs(name, TARGETS["ulfm"], kills, start, can_replace=False)
 
 
 MEASURES: dict[str, Callable[[int], Iterator[Recoveries]]] = {
@@ -250,8 +256,6 @@ def main() -> None:
         parser.error(f"no such backend: {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
     if options.kills < 1:
         parser.error("--kills: at least 1")
-    if options.keep and (options.backends or options.kills < 50):
-        parser.error("--keep: only the table of all backends with 50 kills or more is kept")
     try:
         found = []
         for name in options.backends or MEASURES:
@@ -260,10 +264,11 @@ def main() -> None:
                 found.append(one)
     except pytest.fail.Exception as missing:  # an MPI that is not installed
         parser.error(str(missing))
+    words = " ".join([*options.backends, "--kills", str(options.kills)])
     text = f"""# Recovery from `kill -9` of a worker
 
-`python -m tests.faults.recovery --kills {options.kills}`: from the kill to the first step that is committed without the
-dead worker. Digits, 8 shards; with few kills p99 is the longest recovery.
+`python -m tests.faults.recovery {words}`: from the kill to the first step that is committed without the dead worker.
+Digits, 8 shards; of fewer than 100 kills, p99 is the longest recovery.
 {describe_machine()}.
 
 {table(HEADER, [one.row() for one in found])}"""

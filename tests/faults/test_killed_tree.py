@@ -10,7 +10,17 @@ import psutil
 import pytest
 import yaml
 
-from tests.support import DIGITS, command, dtrain, events_of, nothing_left_behind, result_of, steps_of, wait_until
+from tests.support import (
+    DIGITS,
+    command,
+    dtrain,
+    events_of,
+    has_stepped,
+    nothing_left_behind,
+    result_of,
+    steps_of,
+    wait_until,
+)
 
 EPOCHS = 100
 
@@ -62,7 +72,7 @@ def test_resume_of_a_run_that_died_before_its_first_checkpoint_starts_anew(job, 
         command("run", job, "--workers", 2, "--run-dir", run, "-q", "--set", "checkpoint.every=null"),
         stderr=subprocess.PIPE,
     )
-    wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))
+    wait_until(lambda: has_stepped(run))
     kill_tree(process)
     process.stderr.close()
     done = dtrain("resume", run, "--workers", 2, "-q")
@@ -96,7 +106,7 @@ def test_the_coordinator_alone_is_killed_and_its_workers_end(job, tmp_path):
         process = subprocess.Popen(
             command("run", job, "--workers", 2, "--run-dir", run, "-q"), stderr=subprocess.DEVNULL
         )
-        wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))
+        wait_until(lambda: has_stepped(run))
         tree = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait(10)

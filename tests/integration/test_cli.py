@@ -20,7 +20,7 @@ from tests.support import (
     ROOT,
     command,
     dtrain,
-    events_of,
+    has_stepped,
     nothing_left_behind,
     result_of,
     steps_of,
@@ -108,7 +108,7 @@ def test_resume_uses_the_model_as_it_was(job, tmp_path):
     process = subprocess.Popen(
         command("run", path, "--workers", 1, "--run-dir", run, "-q"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))
+    wait_until(lambda: has_stepped(run))
     process.terminate()
     process.communicate(timeout=30)
     assert process.returncode == 143
@@ -240,7 +240,7 @@ def test_two_processes_cannot_run_one_directory(job, tmp_path):
     process = subprocess.Popen(
         command("run", job(epochs=3000), "--workers", 1, "--run-dir", run, "-q"), stdout=subprocess.DEVNULL
     )
-    wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))
+    wait_until(lambda: has_stepped(run))
     second = dtrain("resume", run)
     assert dtrain("status", run).stdout.startswith("running at step ")
     process.send_signal(2)
@@ -254,7 +254,7 @@ def test_metrics_are_served_while_the_run_lasts(job, tmp_path):
     process = subprocess.Popen(
         command("run", job(epochs=3000), "--workers", 2, "--run-dir", run, "-q"), stdout=subprocess.DEVNULL
     )
-    wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))
+    wait_until(lambda: has_stepped(run))
     endpoint = json.loads((run / "endpoint.json").read_text())
     assert endpoint["url"].startswith("http://127.0.0.1:")
     request = urllib.request.Request(endpoint["url"], headers={"Authorization": f"Bearer {endpoint['token']}"})
@@ -285,7 +285,7 @@ def test_a_token_file_keeps_the_token_from_run_to_run(job, tmp_path):
         process = subprocess.Popen(
             command("run", path, "--workers", 1, "--run-dir", run, "-q"), stdout=subprocess.DEVNULL
         )
-        wait_until(lambda: any(e["event"] == "first_step" for e in events_of(run)))  # noqa: B023
+        wait_until(lambda: has_stepped(run))  # noqa: B023
         token = (tmp_path / "token").read_text()
         assert json.loads((run / "endpoint.json").read_text())["token"] == token
         process.send_signal(2)

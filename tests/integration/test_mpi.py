@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.backends import FLAVOURS, mpirun, run_mpi
-from tests.support import DIGITS, ROOT, command, dtrain, ended, events_of, popen, result_of, wait_until  # noqa: F401
+from tests.support import DIGITS, ROOT, alive, command, dtrain, events_of, has_stepped, popen, result_of, wait_until
 
 ULFM = ("--with-ft", "ulfm")
 
@@ -29,33 +29,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def long_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job that lasts for some seconds, with a checkpoint every second."""
-    path = tmp_path_factory.mktemp("mpi") / "long.yaml"
-    path.write_text(yaml.safe_dump({**DIGITS, "epochs": 600, "checkpoint": {"every": "1s"}, "eval": {"every": None}}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(long_job: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert dtrain("run", long_job, "-w", 2, "-q", "--run-dir", run).returncode == 0
-    return result_of(run)
-
-
 def start(flavour: str, ranks: int, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "MPIR_CVAR_POLLS_BEFORE_YIELD": "1"}
     line = mpirun(flavour, ranks, *arguments, "-q", **options)
     return popen(line, env=environment, cwd=ROOT)
-
-
-def pids(run: Path) -> dict[int, int]:
-    return {e["worker"]: e["pid"] for e in events_of(run) if e["event"] == "worker_joined"}
-
-
-def has_stepped(run: Path) -> bool:
-    return any(e["event"] == "first_step" for e in events_of(run))
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -69,7 +46,7 @@ def test_only_the_first_rank_speaks(flavour: str, job: Path, tmp_path: Path) -> 
     assert done.stdout.count("fingerprint") == 1
     assert "on 3 MPI ranks (" in done.stderr
     assert {"mpich": "MPICH", "openmpi": "Open MPI"}[flavour] in done.stderr
-    assert len(pids(tmp_path / "run")) == 3
+    assert len(alive(tmp_path / "run")) == 3
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -188,7 +165,7 @@ def test_a_killed_rank_ends_the_job_with_a_checkpoint_kept(flavour: str, long_jo
     run = tmp_path / "run"
     process = start(flavour, 3, "run", long_job, "--run-dir", run)
     wait_until(lambda: has_checkpoint(run))
-    os.kill(pids(run)[1], signal.SIGKILL)
+    os.kill(alive(run)[1], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert any(p.name.startswith("step-") for p in (run / "checkpoints").iterdir())
@@ -201,7 +178,7 @@ def test_launch_brings_a_killed_rank_back(long_job: Path, undisturbed: dict[str,
     line = command("launch", "mpi", "-n", 2, "--max-restarts", 2, long_job, "-q", "--run-dir", run)
     process = popen(line)
     wait_until(lambda: has_checkpoint(run))
-    os.kill(pids(run)[1], signal.SIGKILL)
+    os.kill(alive(run)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "start 1 of 2 anew" in errors
@@ -214,7 +191,7 @@ def test_launch_without_restarts_says_how_to_go_on(long_job: Path, tmp_path: Pat
     line = command("launch", "mpi", "-n", 2, long_job, "-q", "--run-dir", run)
     process = popen(line)
     wait_until(lambda: has_checkpoint(run))
-    os.kill(pids(run)[1], signal.SIGKILL)
+    os.kill(alive(run)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     assert f"the last checkpoint is kept: dtrain resume {run}" in errors
@@ -228,7 +205,7 @@ def test_with_ulfm_a_killed_rank_costs_no_step(
     process = start("openmpi", 4, "run", long_job, "--run-dir", run, options=ULFM, ranks_per_host=ranks_per_host)
     wait_until(lambda: has_stepped(run))
     for victim in (1, 2):
-        os.kill(pids(run)[victim], signal.SIGKILL)
+        os.kill(alive(run)[victim], signal.SIGKILL)
         wait_until(lambda: sum(e["event"] == "recovered" for e in events_of(run)) >= victim)  # noqa: B023
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -243,11 +220,12 @@ def test_with_ulfm_a_stopped_rank_is_named_and_left_behind(
     arguments = ("run", long_job, "--run-dir", run, "--set", "timeout_seconds=1.5")
     process = start("openmpi", 3, *arguments, options=ULFM, ranks_per_host=1)
     wait_until(lambda: has_stepped(run))
-    os.kill(pids(run)[1], signal.SIGSTOP)
+    stopped = alive(run)[1]
+    os.kill(stopped, signal.SIGSTOP)
     wait_until(lambda: any(e["event"] == "recovered" for e in events_of(run)))
     silent = [e["text"] for e in events_of(run) if e["event"] == "worker_silent"]
     assert [t[:24] for t in silent] == ["worker 1 was silent for "]
-    os.kill(pids(run)[1], signal.SIGKILL)
+    os.kill(stopped, signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert result_of(run)["fingerprint"] == undisturbed["fingerprint"]

@@ -13,10 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from tests.backends import RayHead, ray_head
-from tests.support import DIGITS, command, dtrain, ended, events_of, popen, result_of, wait_until  # noqa: F401
+from tests.support import alive, command, dtrain, events_of, has_stepped, members_of, popen, result_of, wait_until
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("ended")]
 
@@ -30,44 +29,16 @@ def head() -> Iterator[RayHead]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ray") / "long.yaml"
-    path.write_text(yaml.safe_dump({**DIGITS, "epochs": 600, "checkpoint": {"every": "1s"}, "eval": {"every": None}}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert dtrain("run", job, "-w", 2, "-q", "--run-dir", run).returncode == 0
-    return result_of(run)
-
-
 def start(head: RayHead, *arguments: object) -> subprocess.Popen[str]:
     line = [*command(*arguments, "-q"), "--backend", "ray", "--address", head.address]
     return popen(line, env=head.environment)
 
 
-def alive(run: Path) -> dict[int, int]:
-    events = events_of(run)
-    gone = {e["worker"] for e in events if e["event"] in ("worker_lost", "worker_dismissed")}
-    return {e["worker"]: e["pid"] for e in events if e["event"] == "worker_joined" and e["worker"] not in gone}
-
-
-def has_stepped(run: Path) -> bool:
-    return any(e["event"] == "first_step" for e in events_of(run))
-
-
-def members(run: Path) -> int:
-    return len([e for e in events_of(run) if e["event"] == "generation"][-1]["members"])
-
-
 def test_killed_workers_are_started_again_and_cost_no_step(
-    head: RayHead, job: Path, undisturbed: dict[str, Any], tmp_path: Path
+    head: RayHead, long_job: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(head, "run", job, "-w", 4, "--run-dir", run)
+    process = start(head, "run", long_job, "-w", 4, "--run-dir", run)
     wait_until(lambda: has_stepped(run))
     for count in range(1, 6):
         victim = min(alive(run))
@@ -82,22 +53,24 @@ def test_killed_workers_are_started_again_and_cost_no_step(
 
 
 def test_workers_come_and_go_while_it_runs(
-    head: RayHead, job: Path, undisturbed: dict[str, Any], tmp_path: Path
+    head: RayHead, long_job: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(head, "run", job, "-w", 1, "--run-dir", run)
+    process = start(head, "run", long_job, "-w", 1, "--run-dir", run)
     wait_until(lambda: has_stepped(run))
     for count in (3, 2):
         assert dtrain("scale", run, count).returncode == 0
-        wait_until(lambda: members(run) == count)  # noqa: B023
+        wait_until(lambda: len(members_of(run)) == count)  # noqa: B023
     _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     assert result_of(run)["fingerprint"] == undisturbed["fingerprint"]
 
 
-def test_a_stop_on_ray_goes_on_anywhere(head: RayHead, job: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stop_on_ray_goes_on_anywhere(
+    head: RayHead, long_job: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    process = start(head, "run", job, "-w", 3, "--run-dir", run)
+    process = start(head, "run", long_job, "-w", 3, "--run-dir", run)
     wait_until(lambda: has_stepped(run))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=90)
@@ -110,10 +83,10 @@ def test_a_stop_on_ray_goes_on_anywhere(head: RayHead, job: Path, undisturbed: d
 
 
 def test_the_death_of_the_coordinator_is_told_and_the_run_can_be_resumed(
-    head: RayHead, job: Path, undisturbed: dict[str, Any], tmp_path: Path
+    head: RayHead, long_job: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(head, "run", job, "-w", 2, "--run-dir", run)
+    process = start(head, "run", long_job, "-w", 2, "--run-dir", run)
     wait_until(lambda: any(e["event"] == "checkpoint" for e in events_of(run)))
     (holder,) = [int((run / "lock").read_text().split()[0])]
     os.kill(holder, signal.SIGKILL)
@@ -125,25 +98,31 @@ def test_the_death_of_the_coordinator_is_told_and_the_run_can_be_resumed(
     assert result_of(run)["fingerprint"] == undisturbed["fingerprint"]
 
 
-def test_more_workers_than_the_cluster_has_are_refused_at_once(head: RayHead, job: Path, tmp_path: Path) -> None:
-    done = head.run("run", job, "-w", 9, "--run-dir", tmp_path / "run")
+def test_more_workers_than_the_cluster_has_are_refused_at_once(head: RayHead, long_job: Path, tmp_path: Path) -> None:
+    done = head.run("run", long_job, "-w", 9, "--run-dir", tmp_path / "run")
     assert done.returncode == 2
     assert "workers: the job needs 9 CPUs, the cluster has 4, " in done.stderr
 
 
-def test_an_address_without_a_cluster_is_one_line(job: Path, tmp_path: Path) -> None:
+def test_an_address_without_a_cluster_is_one_line(long_job: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    line = [*command("run", job, "--run-dir", tmp_path / "run"), "--backend", "ray", "--address", f"127.0.0.1:{port}"]
+    line = [
+        *command("run", long_job, "--run-dir", tmp_path / "run"),
+        "--backend",
+        "ray",
+        "--address",
+        f"127.0.0.1:{port}",
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert f"dtrain: --address: Ray at 127.0.0.1:{port} cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_endpoint_of_a_run_is_on_loopback_alone(head: RayHead, job: Path, tmp_path: Path) -> None:
+def test_the_endpoint_of_a_run_is_on_loopback_alone(head: RayHead, long_job: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(head, "run", job, "-w", 2, "--run-dir", run)
+    process = start(head, "run", long_job, "-w", 2, "--run-dir", run)
     wait_until(lambda: has_stepped(run))
     (holder,) = [int((run / "lock").read_text().split()[0])]
     url = json.loads((run / "endpoint.json").read_text())["url"]
@@ -154,11 +133,11 @@ def test_the_endpoint_of_a_run_is_on_loopback_alone(head: RayHead, job: Path, tm
     assert process.returncode == 130
 
 
-def test_a_node_that_is_lost_costs_no_step(head: RayHead, job: Path, tmp_path: Path) -> None:
+def test_a_node_that_is_lost_costs_no_step(head: RayHead, long_job: Path, tmp_path: Path) -> None:
     """The last test of the cluster: all of the third node is killed."""
     run, alone = tmp_path / "run", tmp_path / "alone"
-    assert dtrain("run", job, "-w", 2, "-q", "--run-dir", alone, "--set", "epochs=150").returncode == 0
-    process = start(head, "run", job, "-w", 4, "--run-dir", run, "--set", "epochs=150")
+    assert dtrain("run", long_job, "-w", 2, "-q", "--run-dir", alone, "--set", "epochs=150").returncode == 0
+    process = start(head, "run", long_job, "-w", 4, "--run-dir", run, "--set", "epochs=150")
     wait_until(lambda: has_stepped(run))
     lost = [p for p in psutil.process_iter() if p.name() == "raylet" and p.environ().get("DTRAIN_HOST") == "third"]
     victims = [child for raylet in lost for child in raylet.children(recursive=True)] + lost
