@@ -13,10 +13,11 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,8 @@ class RayRun:
             where = self._address or "a cluster of this machine"
             raise InputError(f"--address: Ray at {where} cannot be used: {str(error).splitlines()[0]}") from None
         try:
-            yield staged
+            with redirect_stdout(sys.stderr):  # Ray prints there that a worker died, which nothing turns off
+                yield staged
         finally:
             ray.shutdown()
 

@@ -45,11 +45,13 @@ def test_killed_workers_are_started_again_and_cost_no_step(
         os.kill(alive(run)[victim], signal.SIGKILL)
         wait_until(lambda: sum(e["event"] == "recovered" for e in events_of(run)) >= count)  # noqa: B023
         wait_until(lambda: len(alive(run)) == 4 or process.poll() is not None)
-    _, errors = process.communicate(timeout=150)
+    out, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     result = result_of(run)
     assert result["fingerprint"] == undisturbed["fingerprint"]
     assert result["restarts"] == 5
+    assert out.startswith("succeeded")  # what Ray says of dead workers is on standard error
+    assert "(raylet)" in errors
 
 
 def test_workers_come_and_go_while_it_runs(
