@@ -197,7 +197,7 @@ def kills_in_runs(name: str, target: float, kills: int, start: Start, can_replac
         while len(seconds) < kills:
             run = folder / f"after-{len(seconds)}-kills"
             process = start(path, run)
-            wait_until(lambda: has_stepped(run))  # noqa: B023
+            wait_until(lambda: has_stepped(run) or process.poll() is not None, 240.0)  # noqa: B023
             before = len(seconds)
             while len(seconds) < kills and (there := next_victims(run, can_replace)):
                 time.sleep(draw.uniform(0.0, 0.05))
@@ -211,7 +211,7 @@ def kills_in_runs(name: str, target: float, kills: int, start: Start, can_replac
     return Recoveries(name, target, seconds, lost, is_equal)
 
 
-def ray(kills: int, workers: int = 4) -> Recoveries:
+def ray(kills: int, workers: int = 2) -> Recoveries:
     """Kill workers on a Ray cluster of this machine, which replaces them."""
     with ray_head(cpus=workers) as head:
 

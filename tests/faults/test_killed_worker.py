@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 
+from dtrain.train.observer import Observer
 from tests.faults import deaths, recovery
 from tests.faults.recovery import Steps, steps_lost, train_under_fire
-from tests.support import ROOT, nothing_left_behind, service_of, spec_of, train
+from tests.support import ROOT, nothing_left_behind, service_of, spec_of, train, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,6 +35,42 @@ def assert_undisturbed(spec, workers, kills, seed):
 @pytest.mark.parametrize(("workers", "seed"), [(1, 1), (2, 2), (3, 3)])
 def test_random_kills_cost_no_step(workers, seed):
     assert_undisturbed(spec_of(epochs=100), workers, kills=10, seed=seed)
+
+
+def test_the_death_of_a_worker_that_has_yet_to_begin_is_no_interruption():
+    class Told(Observer):
+        kinds: ClassVar[list[str]] = []
+        members: tuple[int, ...] = ()
+
+        def started(self, *_):
+            service.resize(2)
+
+        def generation(self, generation, members, restarts):
+            self.members = members
+
+        def steps(self, records):
+            if self.members == (0, 2):
+                service.request_stop()
+
+        def event(self, kind, text, **details):
+            self.kinds.append(kind)
+
+    spec = spec_of(epochs=200)
+    told = Told()
+    service, launcher = service_of(spec, 1, told)
+    start = launcher.start
+
+    def start_and_kill(worker, memory):
+        line = start(worker, memory)
+        if worker == 1:
+            os.kill(wait_until(lambda: launcher.pid(1)), signal.SIGKILL)
+        return line
+
+    launcher.start = start_and_kill
+    service.run()
+    assert told.members == (0, 2)
+    assert "worker_lost" in told.kinds
+    assert "recovered" not in told.kinds
 
 
 @pytest.mark.slow
