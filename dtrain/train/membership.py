@@ -56,23 +56,24 @@ class Membership:
         """Have a worker started that will join."""
         channel = self._launcher.start(worker, self._memory)
         if channel is not None:
+            self.hosts.host_of[worker] = 0
             self._connect(worker, channel)
 
     def let_visitors_in(self) -> None:
         """Tell those who have come in by themselves the job, and where the memory of their host is."""
         for worker, channel, hello in self._launcher.visitors():
+            host = self.hosts.place(worker, hello["host"])  # first of all: a process number means a process of its host
             self._connect(worker, channel)
             self._pids[worker] = int(hello["pid"])
-            if self.hosts.place(worker, hello["host"]) == 0:
+            if host == 0:
                 self._welcome(worker, (os.getpid(), self._memory.fd))
             else:
                 self._welcome(worker, self.hosts.memory_for(worker))
 
     def joined(self, worker: int, message: Message) -> int:
         """A worker is up; return its host, whose memory those that waited for it are told now."""
-        host = self.hosts.host_of.setdefault(worker, 0)
         self._welcome_all(self.hosts.joined(worker, message))
-        return host
+        return self.hosts.host_of[worker]
 
     def _connect(self, worker: int, channel: Channel) -> None:
         self._channels[worker] = channel
@@ -106,8 +107,8 @@ class Membership:
             if worker is None:
                 os.read(self._wake_read, 64)
                 continue
-            channel = self._channels[worker]
-            while True:
+            channel = self._channels.get(worker)
+            while channel is not None and self._channels.get(worker) is channel:  # until it is let go
                 try:
                     message = channel.receive(timeout_seconds=0)
                 except ChannelClosed:
@@ -165,7 +166,7 @@ class Membership:
 
     def kill(self, worker: int) -> None:
         """End a worker that is silent; one on another host ends by the hand of one beside it, or is given up."""
-        if self.hosts.host_of.get(worker, 0) == 0 and worker in self._channels:
+        if self.hosts.host_of.get(worker) == 0 and worker in self._channels:
             self._launcher.kill(worker)
             return
         process = self._pids.get(worker)
