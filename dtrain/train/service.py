@@ -26,6 +26,7 @@ from dtrain.train.host import FOREVER
 from dtrain.train.launcher import Launcher
 from dtrain.train.membership import Membership
 from dtrain.train.observer import Observer
+from dtrain.train.policy import Policy
 from dtrain.train.program import Program
 from dtrain.train.recorder import Recorder
 from dtrain.train.shard import eval_chunks
@@ -92,7 +93,7 @@ class Service:
         self._snapshots = Snapshots(store, self._observer)
         self._last_eval = self._state.last_eval
         self._coordinator = c.Coordinator(
-            c.Policy(
+            Policy(
                 steps=program.steps,
                 shards=program.shards,
                 world_size=workers,
@@ -161,6 +162,7 @@ class Service:
             if message is None:
                 self._gone(worker)
             else:
+                self._hosts.heard(worker, time.monotonic())
                 self._message(worker, message)
             if self._finish is not None:
                 return
@@ -237,7 +239,7 @@ class Service:
         arrivals, waiting = self._hosts.arrivals(time.monotonic())
         if self._coordinator.mode is c.Mode.RUNNING and arrivals:
             self._record(min(sequence + 1 for sequence, _ in arrivals.values()) // 4)
-        self._handle(e.Progress(arrivals, waiting))
+        self._handle(e.Progress(arrivals, waiting, self._hosts.silent(time.monotonic())))
 
     def _handle(self, event: e.Event) -> None:
         for instruction in self._coordinator.handle(event, time.monotonic()):
