@@ -2,7 +2,8 @@
 
 What concerns the memory of the host (`host.py`) the thread does at once, however busy the worker is; everything else it
 hands on. The coordinator speaks of the memory with one worker of a host at a time, so the words come in order. While a
-generation runs, that worker reports how far the ranks of its host are.
+generation runs, that worker reports how far the ranks of its host are. Every worker says now and then that it is alive,
+so that one which is not can be told from its neighbours, of whom nothing is known without it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import queue
 import select
 import signal
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +24,7 @@ from dtrain.comm.memory import RING
 from dtrain.train.host import Host
 
 _TICK_SECONDS = 0.02
+_BEAT_SECONDS = 0.25
 _END_SECONDS = 2.0
 
 
@@ -35,6 +38,7 @@ class Agent:
         self._host: Host | None = None
         self._generation, self._ranks = 0, 0
         self._reported: Any = None
+        self._said_at = time.monotonic()
 
     @property
     def local_address(self) -> str:
@@ -75,6 +79,7 @@ class Agent:
     def _send(self, message: Message) -> None:
         with self._lock:
             self._channel.send(message)
+            self._said_at = time.monotonic()
 
     def _serve(self) -> None:
         assert self._host is not None
@@ -87,6 +92,9 @@ class Agent:
                     self._obey(self._host, message)
                 else:
                     self._messages.put(message)
+                if time.monotonic() - self._said_at > _BEAT_SECONDS:
+                    self._report()  # what it has to say comes before that it is there
+                    self._send({"type": "alive"})
         except (ChannelClosed, ValueError):  # the coordinator is gone, or its line is garbled
             # Nothing is said to the memory: the other workers of the host may go on without this one.
             self._messages.put(None)

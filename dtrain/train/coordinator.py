@@ -42,26 +42,7 @@ from dtrain.train.events import (
     StopRequested,
     WorkerHalted,
 )
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The settings of a run that the coordinator needs. Times are in seconds; ``*_every`` are steps, 0 means never."""
-
-    steps: int
-    shards: int
-    world_size: int
-    numerics: Mapping[str, str]
-    first_step: int = 0
-    eval_every: int = 0
-    checkpoint_every: int = 0
-    introspect_every: int = 0
-    checkpoint_seconds: float = 0.0
-    timeout_seconds: float = 5.0
-    startup_timeout_seconds: float = 60.0
-    max_ahead: int = 64
-    ahead_seconds: float = 0.1
-    can_replace: bool = True
+from dtrain.train.policy import Policy
 
 
 class Status(Enum):
@@ -122,6 +103,7 @@ class Coordinator:
         self._is_disturbed = False
         self._is_stopping = False
         self._owes_snapshot = False
+        self._silent: Mapping[int, float] = {}
         self._out: list[Instruction] = []
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -153,7 +135,8 @@ class Coordinator:
                 self._commit(committed, now)
                 self._done = done
                 self.mode = Mode.FORMING
-            case Progress(arrivals, waiting):
+            case Progress(arrivals, waiting, silent):
+                self._silent = silent
                 self._progress(arrivals, waiting, now)
             case Evaluated(worker, generation, step):
                 if generation == self.generation and step == self.committed and worker in self.workers:
@@ -404,32 +387,52 @@ class Coordinator:
 
     def _watch(self, now: float) -> None:
         """Kill who has been silent for longer than its deadline; only the slowest can be to blame."""
-        policy = self.policy
         slowest = min((self.workers[m].arrival[0] for m in self.members if m in self.workers), default=0)
+        awaited = {n for n, w in self.workers.items() if self._is_waited_for(w, slowest)}
         for number, worker in self.workers.items():
-            limit = policy.startup_timeout_seconds
-            setting = f"startup_timeout_seconds (now {limit:g})"
-            if worker.has_stepped:
-                limit = policy.timeout_seconds + self._longest_step
-                setting = f"timeout_seconds (now {policy.timeout_seconds:g})"
-            if worker.status is Status.ACTIVE:
-                is_waited_for = (self.mode is Mode.EVALUATING and worker.evaluating) or (
-                    self.mode is Mode.RUNNING
-                    and self.committed < self.granted
-                    and worker.arrival[0] == slowest
-                    and not worker.is_waiting
-                )
-            else:
-                is_waited_for = worker.status in (Status.STARTING, Status.HALTING)
-            if is_waited_for and now - worker.since > limit:
-                doing = "while it started" if worker.status is Status.STARTING else f"at step {self.committed}"
-                worker.reason = (
-                    f"worker {number} was silent for {now - worker.since:.1f} s {doing}; it is replaced. "
-                    f"If it was only slow, raise {setting}"
-                )
-                worker.status = Status.KILLED
-                self._out.append(Kill(number, worker.reason))
+            speaker = self._silent_speaker(number)
+            if speaker is not None:  # nothing is known of this one, and what it is told may not reach it
+                worker.since = now
+                if number in awaited and self._silent[speaker] > self._limit(speaker)[0]:
+                    self._blame(speaker, self._silent[speaker])
+            elif number in awaited and now - worker.since > self._limit(number)[0]:
+                self._blame(number, now - worker.since)
         self._watch_lines(slowest, now)
+
+    def _is_waited_for(self, worker: Worker, slowest: int) -> bool:
+        if worker.status is not Status.ACTIVE:
+            return worker.status in (Status.STARTING, Status.HALTING)
+        if self.mode is Mode.EVALUATING:
+            return worker.evaluating
+        is_behind = worker.arrival[0] == slowest and not worker.is_waiting
+        return self.mode is Mode.RUNNING and self.committed < self.granted and is_behind
+
+    def _silent_speaker(self, number: int) -> int | None:
+        """Who is to tell of a worker that is alive, but says nothing itself."""
+        host = self.workers[number].host
+        if not host or number in self._silent:
+            return None
+        speaker = next((m for m in self.members if m in self.workers and self.workers[m].host == host), None)
+        return speaker if speaker in self._silent else None
+
+    def _limit(self, number: int) -> tuple[float, str]:
+        """How many seconds a worker may be silent, and the setting that says so."""
+        policy = self.policy
+        if self.workers[number].has_stepped:
+            return policy.timeout_seconds + self._longest_step, f"timeout_seconds (now {policy.timeout_seconds:g})"
+        return policy.startup_timeout_seconds, f"startup_timeout_seconds (now {policy.startup_timeout_seconds:g})"
+
+    def _blame(self, number: int, seconds: float) -> None:
+        worker = self.workers[number]
+        if worker.status is Status.KILLED:
+            return
+        doing = "while it started" if worker.status is Status.STARTING else f"at step {self.committed}"
+        worker.reason = (
+            f"worker {number} was silent for {seconds:.1f} s {doing}; it is replaced. "
+            f"If it was only slow, raise {self._limit(number)[1]}"
+        )
+        worker.status = Status.KILLED
+        self._out.append(Kill(number, worker.reason))
 
     def _watch_lines(self, slowest: int, now: float) -> None:
         """End a generation in which all that are behind are alive and wait for each other: a line says nothing more."""

@@ -6,7 +6,7 @@ Plain values; what they lead to is in `coordinator.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dtrain.errors import DtrainError
 
@@ -79,11 +79,13 @@ class Recovered:
 class Progress:
     """How far each member is: a number that grows with every step and phase, and one that grows with any work.
 
-    ``waiting`` are the members that are alive and wait for another host.
+    ``waiting`` are the members that are alive and wait for another host. ``silent`` are the workers on other hosts from
+    whom nothing at all is heard, and for how many seconds: the first member of such a host is to tell of the others.
     """
 
     arrivals: Mapping[int, tuple[int, int]]
     waiting: frozenset[int] = frozenset()
+    silent: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

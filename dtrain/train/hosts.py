@@ -16,6 +16,7 @@ from dtrain.comm.channel import Channel, ChannelClosed, Message
 from dtrain.train.host import Host, Report
 
 _WAITING_SECONDS = 1.0
+_SILENT_SECONDS = 1.0
 _STATE_SECONDS = 60.0
 
 
@@ -44,6 +45,7 @@ class Hosts:
         self._rows: dict[int, tuple[int, int, int]] = {}
         self._waits: dict[int, tuple[int, float]] = {}
         self.phases: dict[int, list[float]] = {}
+        self._heard: dict[int, float] = {}  # when each worker on another host was last heard
 
     # --- who is there ------------------------------------------------------------------------------------------------
 
@@ -82,7 +84,7 @@ class Hosts:
     def forget(self, worker: int) -> tuple[bool, list[int]]:
         """A worker is gone. Whether its host's memory went with it, and who waited for it to make that memory."""
         number = self.host_of.pop(worker, 0)
-        for known in (self._rows, self._waits, self.phases):
+        for known in (self._rows, self._waits, self.phases, self._heard):
             known.pop(worker, None)
         if not number:
             return False, []
@@ -190,6 +192,7 @@ class Hosts:
                     host.is_current = True
                 except ChannelClosed:  # perhaps in the middle of an array, so that nothing can follow on it
                     self._kill(speaker)
+        self._heard = dict.fromkeys(self._heard, time.monotonic())  # meanwhile nobody was listened to
 
     def halt(self, generation: int) -> None:
         """Make every rank of the generation stop where it is."""
@@ -236,6 +239,18 @@ class Hosts:
         for member, row, phases in zip(self.on(self.host_of[worker]), message["rows"], message["phases"], strict=False):
             self._rows[member] = tuple(row)
             self.phases[member] = phases
+
+    def heard(self, worker: int, now: float) -> None:
+        """A worker has said something."""
+        if self.host_of.get(worker):
+            self._heard[worker] = now
+
+    def silent(self, now: float) -> dict[int, float]:
+        """The workers on other hosts that have lately said nothing, and for how many seconds; they should now and then.
+
+        One of them tells what its whole host does, see ``reported``.
+        """
+        return {w: now - since for w, since in self._heard.items() if now - since > _SILENT_SECONDS}
 
     def arrivals(self, now: float) -> tuple[dict[int, tuple[int, int]], frozenset[int]]:
         """How far each member is, and who has lately said that it waits for another host."""

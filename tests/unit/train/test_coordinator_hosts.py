@@ -266,6 +266,93 @@ def test_members_that_wait_at_a_boundary_are_at_rest() -> None:
     assert state.mode is Mode.EVALUATING
 
 
+# --- a worker that tells of its host is silent itself ----------------------------------------------------------------
+
+STUCK = {0: (3, 1), 1: (3, 1), 2: (3, 1)}  # a step is granted, and nothing more is known of workers 1 and 2
+
+
+def silent(state: Coordinator, quiet: dict[int, float], now: float, waiting: frozenset[int] = NONE) -> list[int]:
+    return blamed(state.handle(Progress(STUCK, waiting, quiet), now))
+
+
+def stuck(**changes: Any) -> Coordinator:
+    """Worker 1 tells how far 1 and 2 are; all have made a step, and worker 0 waits for the other host."""
+    state = running([0, 1, 1], timeout_seconds=5, **changes)
+    state.handle(at(state, 1), 1)
+    return state
+
+
+def test_a_silent_speaker_is_blamed_and_not_its_neighbour() -> None:
+    state = stuck()
+    for now in range(2, 7):
+        assert silent(state, {1: now - 1.0}, now, frozenset({0})) == []
+    assert silent(state, {1: 6.5}, 7.5, frozenset({0})) == [1]
+    assert silent(state, {1: 40}, 41, frozenset({0})) == []  # it is told to die already; nobody else is to blame
+
+
+def test_a_speaker_is_blamed_for_a_neighbour_that_waits_for_a_word() -> None:
+    """Its own row is not behind: it has stopped after its last step, and has passed on no grant."""
+    state = running([0, 1, 1], timeout_seconds=5)
+    state.handle(at(state, 1), 1)
+    arrivals = {0: (7, 1), 1: (7, 1), 2: (3, 1)}
+    state.handle(Progress(arrivals, NONE, {1: 1.0}), 2)
+    assert blamed(state.handle(Progress(arrivals, NONE, {1: 5.9}), 7)) == []
+    assert blamed(state.handle(Progress(arrivals, NONE, {1: 6.1}), 7.2)) == [1]
+
+
+def test_a_speaker_that_nobody_waits_for_may_be_silent() -> None:
+    state = stuck()
+    arrivals = {0: (3, 1), 1: (7, 1), 2: (7, 1)}
+    for beat in range(30):
+        arrivals[0] = (3, beat)
+        assert blamed(state.handle(Progress(arrivals, NONE, {1: 1.0 + beat}), 2 + beat)) == []
+
+
+def test_a_neighbour_has_its_own_time_once_the_speaker_is_back() -> None:
+    state = stuck()
+    for now in range(2, 7):
+        silent(state, {1: now - 1.0}, now, frozenset({0}))
+    assert silent(state, {}, 7, frozenset({0, 1})) == []
+    assert silent(state, {}, 10.9, frozenset({0, 1})) == []
+    assert silent(state, {}, 12.9, frozenset({0, 1})) == [2]  # 5 s, and the second that a step takes
+
+
+def test_a_neighbour_that_hangs_is_blamed_by_a_speaker_that_is_there() -> None:
+    state = stuck()
+    silent(state, {2: 1.5}, 2, frozenset({0, 1}))
+    assert silent(state, {2: 30}, 30, frozenset({0, 1})) == [2]
+
+
+def test_all_of_a_host_that_is_not_heard_are_blamed_at_once() -> None:
+    """One after the other, each with a deadline of its own, would take long."""
+    state = stuck()
+    silent(state, {1: 1.5, 2: 1.5}, 2, frozenset({0}))
+    assert silent(state, {1: 9, 2: 9}, 9, frozenset({0})) == [1, 2]
+
+
+def test_a_halt_that_the_silent_speaker_has_not_passed_on_is_not_held_against_its_neighbours() -> None:
+    state = stuck()
+    state.handle(Lost(0, "it died"), 2)
+    assert state.mode is Mode.HALTING
+    for now in range(3, 8):
+        assert silent(state, {1: now - 1.0}, now) == []
+    assert silent(state, {1: 7.5}, 8.5) == [1]
+    assert silent(state, {1: 20}, 21) == []
+    state.handle(Lost(1, "it died"), 22)
+    assert silent(state, {}, 23) == []  # now worker 2 is told
+    state.handle(WorkerHalted(2, 1), 23)
+    assert state.mode is Mode.RECOVERING
+
+
+def test_a_silent_speaker_is_blamed_for_an_evaluation_that_does_not_go_on() -> None:
+    state = running([0, 1, 1], timeout_seconds=5, eval_every=2)
+    assert Evaluate(1, 2, (0, 1, 2)) in state.handle(at(state, 2), 1)
+    for worker in (0, 1):
+        state.handle(Evaluated(worker, 1, 2), 1)
+    state.handle(Progress(at(state, 2).arrivals, NONE, {1: 1.5}), 3)
+    assert blamed(state.handle(Progress(at(state, 2).arrivals, NONE, {1: 9.5}), 11)) == [1]
+
+
 # --- another size ----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -456,6 +457,26 @@ def test_who_waits_for_another_host_is_known_for_a_second() -> None:
     assert cluster.hosts.arrivals(22.1)[1] == frozenset()
     cluster.memories[0].arrived[0, WAITS] = 4
     assert cluster.hosts.arrivals(22.2)[1] == frozenset({0})
+
+
+def test_who_of_another_host_says_nothing_for_a_second_is_silent() -> None:
+    cluster = Cluster([1, 2])
+    for worker in (0, 1, 2):
+        cluster.hosts.heard(worker, 20.0)
+    assert cluster.hosts.silent(20.9) == {}
+    cluster.hosts.heard(2, 20.5)
+    assert cluster.hosts.silent(21.25) == {1: 1.25}
+    assert cluster.hosts.silent(22.0) == {1: 2.0, 2: 1.5}
+    cluster.lose(1)
+    assert cluster.hosts.silent(22.0) == {2: 1.5}
+
+
+def test_nobody_is_silent_because_the_coordinator_was_busy() -> None:
+    """To send the state takes a while, in which nobody is listened to."""
+    cluster = Cluster([1, 1])
+    cluster.hosts.heard(1, -1000.0)
+    cluster.begin()
+    assert cluster.hosts.silent(time.monotonic()) == {}
 
 
 def test_a_worker_is_ended_by_one_beside_it() -> None:
