@@ -13,7 +13,8 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ _CONNECT_SECONDS = 4.0
 _FIRST_ANSWER_SECONDS = 8.0
 _ANSWER_SECONDS = 60.0
 _LOOKUP_SECONDS = 10.0
+_NODE_SECONDS = 5.0
 _USED = re.compile(r"([\d.]+)/([\d.]+) CPU")
 
 
@@ -175,18 +177,32 @@ def _in_time(make: Callable[[str], Any], address: str) -> Any:
 
 
 def cpus(client: Any) -> tuple[int, int] | None:
-    """Return (free, all) CPUs of the nodes that are alive, from the dashboard; None if it does not say."""
-    answer = client._do_request("GET", "/nodes?view=summary")
-    if answer.status_code != 200:
-        return None
-    data = answer.json().get("data", {})
+    """Return (free, all) CPUs of the nodes that are alive, from the dashboard; None if it does not say.
+
+    A node that has just joined is alive some time before it is known what it has; that is waited for.
+    """
+    deadline = time.monotonic() + _NODE_SECONDS
+    while True:
+        answer = client._do_request("GET", "/nodes?view=summary")
+        if answer.status_code != 200:
+            return None
+        data = answer.json().get("data", {})
+        found = _cpus_of(data)
+        if found is not None or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def _cpus_of(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The CPUs in the dashboard's summary of nodes; None if one that is alive has not told what it has."""
     alive = {
         node.get("raylet", {}).get("nodeId")
         for node in data.get("summary", ())
         if node.get("raylet", {}).get("state") == "ALIVE"
     }
-    used = [_USED.search(text) for node, text in (data.get("nodeLogicalResources") or {}).items() if node in alive]
-    if not used:
+    resources = data.get("nodeLogicalResources") or {}
+    if not alive or not alive <= resources.keys():
         return None
+    used = [_USED.search(resources[node]) for node in alive]
     totals = [(float(found[1]), float(found[2])) for found in used if found]
     return int(sum(t - u for u, t in totals)), int(sum(t for _, t in totals))

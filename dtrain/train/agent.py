@@ -93,7 +93,6 @@ class Agent:
                 else:
                     self._messages.put(message)
                 if time.monotonic() - self._said_at > _BEAT_SECONDS:
-                    self._report()  # what it has to say comes before that it is there
                     self._send({"type": "alive"})
         except (ChannelClosed, ValueError):  # the coordinator is gone, or its line is garbled
             # Nothing is said to the memory: the other workers of the host may go on without this one.
@@ -128,6 +127,7 @@ class Agent:
             case "host_kill":
                 with suppress(ProcessLookupError, PermissionError):
                     _end(int(message["pid"]))
+                self._send({"type": "host_killed", "pid": message["pid"]})
 
     def _report(self) -> None:
         if not self._generation:

@@ -43,26 +43,7 @@ from dtrain.train.events import (
     WorkerHalted,
 )
 from dtrain.train.policy import Policy
-
-
-class Status(Enum):
-    STARTING = "starting"
-    READY = "ready"  # joined, in no generation
-    ACTIVE = "active"
-    HALTING = "halting"
-    KILLED = "killed"  # told to die, not yet gone
-
-
-@dataclass
-class Worker:
-    status: Status
-    since: float
-    host: int = 0
-    is_waiting: bool = False
-    arrival: tuple[int, int] = (-1, -1)
-    has_stepped: bool = False
-    evaluating: bool = False
-    reason: str = ""
+from dtrain.train.standing import Status, Worker
 
 
 class Mode(Enum):
@@ -93,7 +74,7 @@ class Coordinator:
         self._snapshot_step = self.policy.first_step
         self._snapshot_time = 0.0
         self._introspected = -1
-        self._done: frozenset[int] = frozenset()
+        self._done: dict[int, frozenset[int]] = {}
         self._world_size = self.policy.world_size
         self._next_worker = 0
         self._losses_without_a_step = 0
@@ -119,7 +100,8 @@ class Coordinator:
             case Joined(worker, numerics, host):
                 self._join(worker, numerics, host, now)
             case Lost(worker, reason, gone):
-                self._done -= gone
+                if gone is not None:
+                    self._done.pop(gone, None)
                 self._lose(worker, reason, now)
             case LinkLost(_, generation, reason):
                 if generation == self.generation and self.is_under_way and self._is_bearable(reason):
@@ -133,7 +115,7 @@ class Coordinator:
                     self.workers[worker].status = Status.READY
             case Recovered(committed, done):
                 self._commit(committed, now)
-                self._done = done
+                self._done = dict(done)
                 self.mode = Mode.FORMING
             case Progress(arrivals, waiting, silent):
                 self._silent = silent
@@ -228,18 +210,26 @@ class Coordinator:
 
         One on the coordinator's host stays: there is no generation without it.
         """
+        if not any(w.host == 0 and w.status in (Status.READY, Status.ACTIVE) for w in self.workers.values()):
+            return []
         count = max(0, len(self.workers) - self._world_size)
         order = sorted(self.workers, key=lambda w: (not self._is(w, Status.STARTING), -w))
         own = [w for w in order if self.workers[w].host == 0 and self._is(w, Status.READY, Status.ACTIVE)]
         return [w for w in order if w not in own[-1:]][:count]
 
     def _progress(self, arrivals: Mapping[int, tuple[int, int]], waiting: frozenset[int], now: float) -> None:
+        before = self._slowest()
         for worker, arrival in arrivals.items():
             known = self.workers.get(worker)
             if known is not None:
                 known.is_waiting = worker in waiting
             if known is not None and known.arrival != arrival:
                 known.arrival, known.since = arrival, now
+        slowest = self._slowest()
+        for number, known in self.workers.items():
+            is_next = slowest > before and known.status is Status.ACTIVE and known.arrival[0] == slowest
+            if is_next or (number in waiting and known.status is Status.STARTING):
+                known.since = now  # it could not go on before; now it is waited for
         if self.mode is Mode.RUNNING and arrivals:
             self._commit(min(sequence + 1 for sequence, _ in arrivals.values()) // 4, now)
 
@@ -247,7 +237,7 @@ class Coordinator:
         count = step - self.committed
         if count <= 0:
             return
-        self.committed, self._done = step, frozenset()
+        self.committed, self._done = step, {}
         self._losses_without_a_step = 0
         seconds = (now - self._last_commit) / count
         self._last_commit = now
@@ -300,9 +290,12 @@ class Coordinator:
             del self.workers[worker]
             self._out.append(Dismiss(worker))
         # The ranks of a host are neighbours, so that the shards of a host are: it can add them without the others.
-        there = (w for w in self.workers if self._is(w, Status.READY, Status.ACTIVE))
-        ready = tuple(sorted(there, key=lambda w: (self.workers[w].host, w)))
+        idle = (w for w in self.workers if self._is(w, Status.READY, Status.ACTIVE))
+        ready = tuple(sorted(idle, key=lambda w: (self.workers[w].host, w)))
         if not ready or self.workers[ready[0]].host != 0:  # the coordinator's own memory has to stay up to date
+            is_hopeless = ready and not any(self._is(w, Status.STARTING, Status.KILLED) for w in self.workers)
+            if is_hopeless and self._is_bearable("no worker is on the coordinator's host"):
+                self._spawn(now)
             return
         if self.generation == 0 and any(w.status is Status.STARTING for w in self.workers.values()):
             return
@@ -311,7 +304,9 @@ class Coordinator:
         for worker in ready:
             self.workers[worker].status, self.workers[worker].since = Status.ACTIVE, now
             self.workers[worker].arrival, self.workers[worker].evaluating = (-1, -1), False
-        missing = [s for s in range(self.policy.shards) if s not in self._done]
+        there = {self.workers[w].host for w in ready}  # what lies on a host that does not take part is no use
+        done = frozenset[int]().union(*(shards for host, shards in self._done.items() if host in there))
+        missing = [s for s in range(self.policy.shards) if s not in done]
         first = tuple(tuple(missing[lo:hi]) for lo, hi in split_evenly(len(missing), len(ready)))
         runs = tuple(split_evenly(self.policy.shards, len(ready)))
         self._last_commit = now
@@ -387,7 +382,7 @@ class Coordinator:
 
     def _watch(self, now: float) -> None:
         """Kill who has been silent for longer than its deadline; only the slowest can be to blame."""
-        slowest = min((self.workers[m].arrival[0] for m in self.members if m in self.workers), default=0)
+        slowest = self._slowest()
         awaited = {n for n, w in self.workers.items() if self._is_waited_for(w, slowest)}
         for number, worker in self.workers.items():
             speaker = self._silent_speaker(number)
@@ -399,13 +394,19 @@ class Coordinator:
                 self._blame(number, now - worker.since)
         self._watch_lines(slowest, now)
 
+    def _slowest(self) -> int:
+        return min((self.workers[m].arrival[0] for m in self.members if m in self.workers), default=0)
+
     def _is_waited_for(self, worker: Worker, slowest: int) -> bool:
         if worker.status is not Status.ACTIVE:
             return worker.status in (Status.STARTING, Status.HALTING)
+        return self._is_behind(worker, slowest) and not worker.is_waiting
+
+    def _is_behind(self, worker: Worker, slowest: int) -> bool:
+        """Whether a member has something to do that the others wait for; perhaps it waits for another host itself."""
         if self.mode is Mode.EVALUATING:
             return worker.evaluating
-        is_behind = worker.arrival[0] == slowest and not worker.is_waiting
-        return self.mode is Mode.RUNNING and self.committed < self.granted and is_behind
+        return self.mode is Mode.RUNNING and self.committed < self.granted and worker.arrival[0] == slowest
 
     def _silent_speaker(self, number: int) -> int | None:
         """Who is to tell of a worker that is alive, but says nothing itself."""
@@ -436,9 +437,8 @@ class Coordinator:
 
     def _watch_lines(self, slowest: int, now: float) -> None:
         """End a generation in which all that are behind are alive and wait for each other: a line says nothing more."""
-        behind = [self.workers[m] for m in self.members if m in self.workers and self.workers[m].arrival[0] == slowest]
-        if self.mode is not Mode.RUNNING or self.committed == self.granted:
-            return
+        present = [self.workers[m] for m in self.members if m in self.workers]
+        behind = [w for w in present if self._is_behind(w, slowest)]
         limit = self.policy.timeout_seconds + self._longest_step
         if behind and all(w.is_waiting and now - w.since > limit for w in behind):
             reason = (

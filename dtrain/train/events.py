@@ -31,12 +31,12 @@ class Joined:
 class Lost:
     """A worker's connection is gone: it died, or it was killed.
 
-    ``gone`` are the shards whose gradients went with the memory of its host.
+    ``gone`` is the host whose memory went with it, if one did, and all gradients there.
     """
 
     worker: int
     reason: str
-    gone: frozenset[int] = frozenset()
+    gone: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,19 @@ class WorkerHalted:
 class Recovered:
     """The shell has read how far the halted generation had come, and has completed an update if one was decided.
 
-    ``done`` are the shards whose gradients for step ``committed`` exist already.
+    ``done`` are the shards, by host, whose gradients for step ``committed`` exist already; each is on one host.
     """
 
     committed: int
-    done: frozenset[int]
+    done: Mapping[int, frozenset[int]]
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far each member is: a number that grows with every step and phase, and one that grows with any work.
 
-    ``waiting`` are the members that are alive and wait for another host. ``silent`` are the workers on other hosts from
+    ``waiting`` are the members that are alive and wait for another host, and those who start and wait for one beside
+    them that makes the memory of their host. ``silent`` are the workers on other hosts from
     whom nothing at all is heard, and for how many seconds: the first member of such a host is to tell of the others.
     """
 

@@ -29,14 +29,22 @@ class RemoteHost:
     is_current: bool = False  # its memory holds the state of the run
     is_making: int | None = None  # the worker that is making its memory
     queued: list[int] = field(default_factory=list)  # workers that wait for it
+    condemned: set[int] = field(default_factory=set)  # processes that are to be ended there before anything else
 
 
 class Hosts:
     """The lines to the workers and the hosts that they are on. ``members`` are those of the generation, by rank."""
 
-    def __init__(self, local: Host, identity: str, timeout_seconds: float, kill: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        local: Host,
+        identity: str,
+        timeout_seconds: float,
+        kill: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.local, self._identity = local, identity
-        self._timeout_seconds, self._kill = timeout_seconds, kill
+        self._timeout_seconds, self._kill, self._clock = timeout_seconds, kill, clock
         self.channels: dict[int, Channel] = {}
         self.members: tuple[int, ...] = ()
         self._generation = self._halted = 0
@@ -76,6 +84,7 @@ class Hosts:
             return []
         host = self._hosts[self.host_of[worker]]
         host.memories[worker] = tuple(message["memory"])
+        host.condemned.discard(host.memories[worker][0])
         if host.is_making != worker:
             return []
         host.is_making, queued, host.queued = None, host.queued, []
@@ -97,6 +106,7 @@ class Hosts:
             host.is_making, queued, host.queued = None, host.queued, []
         if not host.memories:
             host.is_current = False
+            host.condemned.clear()
         elif self._halted:  # who was told may have been the one that is gone
             self._tell(number, {"type": "host_halt", "generation": self._halted})
         return not host.memories, queued
@@ -141,11 +151,14 @@ class Hosts:
         """Ask the memory of a host; None if nobody there can answer any more."""
         for speaker in self._speakers(host):
             channel = self.channels[speaker]
-            deadline = time.monotonic() + self._timeout_seconds
+            deadline = self._clock() + self._timeout_seconds
             try:
+                self._end_condemned(host, channel)
                 channel.send(message)
-                while time.monotonic() < deadline:
+                while self._clock() < deadline:
                     answer = channel.receive(0.05)
+                    if answer is not None and answer["type"] == "host_killed":
+                        self.killed(speaker, answer["pid"])
                     if answer is not None and answer["type"] == kind:
                         return answer
             except ChannelClosed:
@@ -154,12 +167,25 @@ class Hosts:
         return None
 
     def kill(self, worker: int, process: int) -> bool:
-        """Have a worker on another host killed by one beside it; False if there is none, so its memory is nobody's."""
+        """Have a worker on another host killed by one beside it; False if there is none, so its memory is nobody's.
+
+        Who is told may be silent too. Until one has said that it is done, whoever speaks to that memory is told first.
+        """
         for speaker in self._speakers(self.host_of.get(worker, 0)) if self.host_of.get(worker) else []:
             if speaker != worker:
+                self._hosts[self.host_of[worker]].condemned.add(process)
                 self.send(speaker, {"type": "host_kill", "pid": process})
                 return True
         return False
+
+    def killed(self, worker: int, process: int) -> None:
+        """A worker has ended a process of its host."""
+        if self.host_of.get(worker):
+            self._hosts[self.host_of[worker]].condemned.discard(process)
+
+    def _end_condemned(self, host: int, channel: Channel) -> None:
+        for process in sorted(self._hosts[host].condemned):
+            channel.send({"type": "host_kill", "pid": process})
 
     # --- generations -------------------------------------------------------------------------------------------------
 
@@ -183,6 +209,7 @@ class Hosts:
             for speaker in self._speakers(number)[:1]:
                 channel = self.channels[speaker]
                 try:
+                    self._end_condemned(number, channel)
                     if not host.is_current:
                         channel.send({"type": "host_state"})
                         for array in (memory.parameters, memory.state):
@@ -192,7 +219,7 @@ class Hosts:
                     host.is_current = True
                 except ChannelClosed:  # perhaps in the middle of an array, so that nothing can follow on it
                     self._kill(speaker)
-        self._heard = dict.fromkeys(self._heard, time.monotonic())  # meanwhile nobody was listened to
+        self._heard = dict.fromkeys(self._heard, self._clock())  # meanwhile nobody was listened to
 
     def halt(self, generation: int) -> None:
         """Make every rank of the generation stop where it is."""
@@ -208,8 +235,8 @@ class Hosts:
     def settle(self) -> tuple[int, dict[int, frozenset[int]]]:
         """Bring all hosts of a halted generation to the end of the same step, with everybody at rest.
 
-        Returns the steps committed, and which shards' gradients of the next step lie on which host. A step is
-        committed if every host has its whole sum: only then can anybody have begun its update (`comm/exchange.py`).
+        Returns the steps committed, and which shards' gradients of the next step lie on which host, each on one. A step
+        is committed if every host has its whole sum: only then can anybody have begun its update (`comm/exchange.py`).
         """
         reports = {0: self.local.report(len(self.on(0)))}
         for host in self.others:
@@ -230,7 +257,12 @@ class Hosts:
                     if answer is None or answer["committed"] != committed:
                         self._hosts[host].is_current = False  # it is given the state when it begins again
             step = committed
-        return step, {h: r.done for h, r in reports.items() if r.committed == step}
+        done, seen = dict[int, frozenset[int]](), frozenset[int]()
+        for host, report in sorted(reports.items()):
+            if report.committed == step:  # a gradient may be on a host from before it was left out for a while
+                done[host] = report.done - seen
+                seen |= report.done
+        return step, done
 
     # --- how far they are --------------------------------------------------------------------------------------------
 
@@ -253,10 +285,10 @@ class Hosts:
         return {w: now - since for w, since in self._heard.items() if now - since > _SILENT_SECONDS}
 
     def arrivals(self, now: float) -> tuple[dict[int, tuple[int, int]], frozenset[int]]:
-        """How far each member is, and who has lately said that it waits for another host."""
+        """How far each member is, and who waits: has lately said so, or cannot start before another one has."""
         own = self.on(0)
         self._rows.update(zip(own, self.local.rows(len(own)), strict=True))
-        waiting = set()
+        waiting = {w for host in self._hosts.values() for w in host.queued}
         for worker, (_, _, waits) in self._rows.items():
             before, since = self._waits.get(worker, (0, float("-inf")))
             if waits != before:

@@ -179,7 +179,7 @@ class Membership:
         self.hosts.send(worker, {"type": "stop"})
         if worker in self._channels:
             self._forget(worker)
-        self.hosts.forget(worker)
+        self._welcome_all(self.hosts.forget(worker)[1])
         self._launcher.dismiss(worker)
 
     def _forget(self, worker: int) -> None:

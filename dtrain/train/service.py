@@ -193,9 +193,10 @@ class Service:
         if worker in self._hosts.members:  # training does not stand still for one that has yet to begin
             self._lost_at = self._lost_at or time.monotonic()
         host = self._membership.lose(worker)
-        gone = frozenset[int]() if host is None else self._done.pop(host, frozenset())
+        if host is not None:
+            self._done.pop(host, None)
         self._observer.event("worker_lost", f"worker {worker} died", worker=worker)
-        self._handle(e.Lost(worker, "it died", gone))
+        self._handle(e.Lost(worker, "it died", host))
 
     def _message(self, worker: int, message: Message) -> None:
         if self._is_resting(message):
@@ -209,6 +210,8 @@ class Service:
                 self._hosts.reported(worker, message)
             case "meeting" if message["generation"] == self._coordinator.generation:
                 self._membership.send(self._introductions.meet(worker, message["address"]))
+            case "host_killed":
+                self._hosts.killed(worker, message["pid"])
             case "link_lost":
                 if message["generation"] == self._coordinator.generation and self._coordinator.is_under_way:
                     self._observer.event("link_lost", message["reason"], worker=worker)
@@ -307,7 +310,7 @@ class Service:
         committed, self._done = self._hosts.settle()
         self._done_step = committed
         self._record(committed)
-        return e.Recovered(committed, frozenset[int]().union(*self._done.values()))
+        return e.Recovered(committed, self._done)
 
     def _record(self, committed: int) -> None:
         """Tell the observer of the steps that were committed since the last time."""

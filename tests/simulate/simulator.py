@@ -32,7 +32,7 @@ class Violation(AssertionError):
     """An invariant does not hold."""
 
 
-class _Halted(Exception):
+class Halted(Exception):
     pass
 
 
@@ -42,6 +42,7 @@ class Row:
 
     arrived: int
     beats: int = 0
+    waits: int = 0  # for another host
     update_step: int = 0
     blocks_done: int = 0
 
@@ -114,7 +115,8 @@ class Simulation:
             self.at(self.stop_at, lambda: self.handle(c.StopRequested()))
         while self.finish is None:
             self.check(bool(self._heap) and self.now < LONGEST_SECONDS, f"no end after {self.now:.0f} s")
-            self.now, _, action = heapq.heappop(self._heap)
+            time, _, action = heapq.heappop(self._heap)
+            self.now = max(self.now, time)
             action()
             self.wake()
         self.check_end(self.finish)
@@ -228,7 +230,7 @@ class Simulation:
             committed += 1
         self.check(not self.half_done, "a block is left half updated")
         done = frozenset(s for s, step in enumerate(self.shard_done) if step == committed + 1)
-        event = c.Recovered(committed, done)
+        event = c.Recovered(committed, {0: done})
         if self.recovers_at_once:
             self.handle(event)
         else:
@@ -352,7 +354,7 @@ class Simulation:
                 me.generation = generation = message.generation
                 try:
                     message = yield from self.membership(me, message)
-                except _Halted:
+                except Halted:
                     message = None
                     self.report(me, c.WorkerHalted(me.number, generation))
                 me.generation = 0
@@ -371,7 +373,7 @@ class Simulation:
         while True:
             seen = yield look
             if seen == "halt" or self.halt >= generation:
-                raise _Halted
+                raise Halted
             if seen == "go":
                 yield from self.step(generation, rank, len(begin.members), step, shards)
                 step, shards = step + 1, tuple(range(*begin.runs[rank]))
@@ -382,7 +384,7 @@ class Simulation:
                     self.check_rest(step)
                     self.rows[rank].beats += self.generation == generation
                     if self.halt >= generation:
-                        raise _Halted
+                        raise Halted
                 self.report(me, c.Evaluated(me.number, generation, seen.step))
             else:
                 return seen
@@ -397,7 +399,7 @@ class Simulation:
             self.gradients[shard], self.shard_done[shard] = step, step + 1
             self.statistics["shards"] += 1
             if self.halt >= generation:
-                raise _Halted
+                raise Halted
         yield from self.barrier(generation, rank, 4 * step + GRADIENTS)
         for block in range(*own):
             yield self.work()
@@ -436,4 +438,4 @@ class Simulation:
             return "halt" if self.halt >= generation else None
 
         if (yield look) == "halt":
-            raise _Halted
+            raise Halted

@@ -51,7 +51,7 @@ def test_a_seed_replays_exactly() -> None:
 class ForgetsDoneShards(c.Coordinator):
     def handle(self, event: c.Event, now: float) -> list[c.Instruction]:
         if isinstance(event, c.Recovered):
-            event = c.Recovered(event.committed, frozenset())
+            event = c.Recovered(event.committed, {})
         return super().handle(event, now)
 
 

@@ -234,7 +234,7 @@ def test_a_recovery_longer_than_the_seconds_between_checkpoints_is_no_obstacle()
     state = running(1, checkpoint_seconds=10, ahead_seconds=8)
     assert arrive(state, 2, now=4) == [Grant(6)]
     state.handle(Lost(0, "it died"), 5)
-    state.handle(Recovered(2, NONE), 5)
+    state.handle(Recovered(2, {}), 5)
     assert state.handle(Joined(1, CLASS), 40) == [Begin(2, 2, (1,), ((0, 1, 2, 3),), ((0, 4),))]
     assert arrive_members(state, {1: 6}, now=42) == [Snapshot(6), Grant(10)]
 
@@ -268,7 +268,7 @@ def test_a_stop_waits_for_a_recovery() -> None:
     state = running(1)
     state.handle(StopRequested(), 1)
     assert state.handle(Lost(0, "it died"), 2) == [Spawn(1), Halt(1), Recover(1)]
-    assert state.handle(Recovered(1, NONE), 2) == []
+    assert state.handle(Recovered(1, {}), 2) == []
     begin, *rest = state.handle(Joined(1, CLASS), 3)
     assert isinstance(begin, Begin)
     assert rest == []
@@ -297,7 +297,7 @@ def test_a_death_while_running_halts_recovers_and_goes_on() -> None:
     assert state.handle(Lost(1, "it died"), 2) == [Spawn(3), Halt(1)]
     assert state.handle(WorkerHalted(0, 1), 3) == []
     assert state.handle(WorkerHalted(2, 1), 4) == [Recover(1)]
-    assert state.handle(Recovered(2, frozenset({0, 3})), 5) == [
+    assert state.handle(Recovered(2, {0: frozenset({0, 3})}), 5) == [
         Begin(2, 2, (0, 2), first=((1,), (2,)), runs=((0, 2), (2, 4))),
         Grant(4),
     ]
@@ -308,21 +308,21 @@ def test_shards_that_are_done_are_not_run_again_after_a_second_death() -> None:
     state = running(2)
     state.handle(Lost(0, "it died"), 1)
     state.handle(WorkerHalted(1, 1), 1)
-    state.handle(Recovered(0, frozenset({2, 3})), 1)
+    state.handle(Recovered(0, {0: frozenset({2, 3})}), 1)
     state.handle(Lost(1, "it died"), 1)
-    assert state.handle(Recovered(0, frozenset({0, 2, 3})), 1) == []
+    assert state.handle(Recovered(0, {0: frozenset({0, 2, 3})}), 1) == []
     assert state.handle(Joined(2, CLASS), 1) == [Begin(3, 0, (2,), ((1,),), ((0, 4),))]
 
 
 def test_done_shards_of_a_committed_step_are_forgotten() -> None:
     state = running(1)
     state.handle(Lost(0, "it died"), 1)
-    state.handle(Recovered(0, frozenset({2, 3})), 1)
+    state.handle(Recovered(0, {0: frozenset({2, 3})}), 1)
     assert state.handle(Joined(1, CLASS), 1)[0] == Begin(2, 0, (1,), ((0, 1),), ((0, 4),))
     state.handle(Progress({1: (7, 0)}), 2)
     assert state.committed == 2
     state.handle(Lost(1, "it died"), 3)
-    state.handle(Recovered(2, NONE), 3)
+    state.handle(Recovered(2, {}), 3)
     assert state.handle(Joined(2, CLASS), 3)[0] == Begin(3, 2, (2,), ((0, 1, 2, 3),), ((0, 4),))
 
 
@@ -331,7 +331,7 @@ def test_a_replacement_takes_part_from_the_next_boundary() -> None:
     arrive(state, 1, 1, now=1)
     state.handle(Lost(1, "it died"), 2)
     state.handle(WorkerHalted(0, 1), 2)
-    assert state.handle(Recovered(2, NONE), 2) == [
+    assert state.handle(Recovered(2, {}), 2) == [
         Begin(2, 2, (0,), ((0, 1, 2, 3),), ((0, 4),)),
         Grant(8),
     ]
@@ -346,7 +346,7 @@ def test_a_replacement_takes_part_from_the_next_boundary() -> None:
 def test_the_death_of_the_only_worker() -> None:
     state = running(1)
     assert state.handle(Lost(0, "it died"), 1) == [Spawn(1), Halt(1), Recover(1)]
-    assert state.handle(Recovered(0, NONE), 1) == []
+    assert state.handle(Recovered(0, {}), 1) == []
     assert state.handle(Joined(1, CLASS), 2) == [Begin(2, 0, (1,), ((0, 1, 2, 3),), ((0, 4),))]
 
 
@@ -357,7 +357,7 @@ def test_a_death_while_evaluating_evaluates_again() -> None:
     assert state.handle(Lost(1, "it died"), 3) == [Spawn(2), Halt(1)]
     assert state.handle(Evaluated(0, 1, 2), 4) == []
     assert state.handle(WorkerHalted(0, 1), 4) == [Recover(1)]
-    assert state.handle(Recovered(2, NONE), 5) == [
+    assert state.handle(Recovered(2, {}), 5) == [
         Begin(2, 2, (0,), ((0, 1, 2, 3),), ((0, 4),)),
         Evaluate(2, 2, (0,)),
     ]
@@ -378,7 +378,7 @@ def test_a_member_that_has_halted_and_dies_while_others_halt() -> None:
     state.handle(WorkerHalted(1, 1), 1)
     assert state.handle(Lost(1, "it died"), 1) == [Spawn(4)]
     assert state.handle(WorkerHalted(2, 1), 1) == [Recover(1)]
-    assert state.handle(Recovered(0, NONE), 1)[0] == Begin(2, 0, (2,), ((0, 1, 2, 3),), ((0, 4),))
+    assert state.handle(Recovered(0, {}), 1)[0] == Begin(2, 0, (2,), ((0, 1, 2, 3),), ((0, 4),))
 
 
 def test_a_death_while_recovering_is_not_among_the_next_members() -> None:
@@ -387,7 +387,7 @@ def test_a_death_while_recovering_is_not_among_the_next_members() -> None:
     state.handle(WorkerHalted(1, 1), 1)
     assert state.handle(WorkerHalted(2, 1), 1) == [Recover(1)]
     assert state.handle(Lost(2, "it died"), 1) == [Spawn(4)]
-    assert state.handle(Recovered(0, NONE), 1)[0] == Begin(2, 0, (1,), ((0, 1, 2, 3),), ((0, 4),))
+    assert state.handle(Recovered(0, {}), 1)[0] == Begin(2, 0, (1,), ((0, 1, 2, 3),), ((0, 4),))
 
 
 def test_a_replacement_that_joins_while_halting_is_among_the_next_members() -> None:
@@ -395,14 +395,14 @@ def test_a_replacement_that_joins_while_halting_is_among_the_next_members() -> N
     state.handle(Lost(0, "it died"), 1)
     assert state.handle(Joined(2, CLASS), 1) == []
     assert state.handle(WorkerHalted(1, 1), 1) == [Recover(1)]
-    assert state.handle(Recovered(0, NONE), 1)[0] == Begin(2, 0, (1, 2), ((0, 1), (2, 3)), ((0, 2), (2, 4)))
+    assert state.handle(Recovered(0, {}), 1)[0] == Begin(2, 0, (1, 2), ((0, 1), (2, 3)), ((0, 2), (2, 4)))
 
 
 def test_the_death_of_a_worker_in_no_generation_disturbs_nobody() -> None:
     state = running(2)
     state.handle(Lost(0, "it died"), 1)
     state.handle(WorkerHalted(1, 1), 1)
-    state.handle(Recovered(0, NONE), 1)
+    state.handle(Recovered(0, {}), 1)
     assert state.handle(Lost(2, "it died"), 1) == [Spawn(3)]
     assert state.mode is Mode.RUNNING
 
@@ -424,7 +424,7 @@ def test_a_step_between_deaths_starts_the_count_again() -> None:
     for worker in range(40):
         instructions = state.handle(Lost(worker, "it died"), worker)
         assert Spawn(worker + 1) in instructions
-        state.handle(Recovered(worker + 1, NONE), worker)
+        state.handle(Recovered(worker + 1, {}), worker)
         state.handle(Joined(worker + 1, CLASS), worker)
     assert state.mode is Mode.RUNNING
 
@@ -467,7 +467,7 @@ def test_halted_of_an_old_generation_is_refused() -> None:
     state = running(2)
     state.handle(Lost(0, "it died"), 1)
     state.handle(WorkerHalted(1, 1), 1)
-    state.handle(Recovered(0, NONE), 1)
+    state.handle(Recovered(0, {}), 1)
     state.handle(Joined(2, CLASS), 1)
     assert arrive_members(state, {1: 2}, 1)[0] == Begin(3, 2, (1, 2), ((0, 1), (2, 3)), ((0, 2), (2, 4)))
     state.handle(Lost(2, "it died"), 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -321,6 +320,14 @@ def test_only_the_gradients_of_the_next_step_are_kept() -> None:
     assert cluster.hosts.settle() == (STEP, {0: frozenset({0}), 1: frozenset({2})})
 
 
+def test_a_gradient_that_lies_on_two_hosts_is_counted_once() -> None:
+    """One of them was left out for a while, and the other has computed it meanwhile."""
+    cluster = halted([1, 1, 1])
+    for host, shards in enumerate([[0], [0, 1], [1, 2]]):
+        cluster.compute(host, STEP, shards)
+    assert cluster.hosts.settle()[1] == {0: frozenset({0}), 1: frozenset({1}), 2: frozenset({2})}
+
+
 def test_a_step_that_is_not_finite_is_committed_nowhere() -> None:
     cluster = halted([1, 2])
     before = cluster.state(0)
@@ -479,13 +486,11 @@ def test_nobody_is_silent_because_the_coordinator_was_busy() -> None:
     assert cluster.hosts.silent(time.monotonic()) == {}
 
 
-def test_a_worker_is_ended_by_one_beside_it() -> None:
+def test_who_waits_for_a_memory_waits() -> None:
     cluster = Cluster([1])
     for worker in (1, 2):
-        cluster.add(worker, 1, has_agent=False)
-    cluster.hosts.set_members((0, 1, 2))
-    assert cluster.hosts.kill(1, 4321)
-    assert cluster.next_message(2) == {"type": "host_kill", "pid": 4321}
-    cluster.lose(2)
-    assert not cluster.hosts.kill(1, 4321)  # nobody is beside it
-    assert not cluster.hosts.kill(0, os.getpid())
+        cluster.hosts.place(worker, "b")
+        cluster.hosts.memory_for(worker)
+    assert cluster.hosts.arrivals(20.0)[1] == frozenset({2})
+    cluster.hosts.joined(1, {"memory": [9, 9]})
+    assert cluster.hosts.arrivals(20.0)[1] == frozenset()

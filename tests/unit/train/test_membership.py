@@ -139,6 +139,17 @@ def test_a_worker_of_this_host_is_ended_by_its_launcher(
     assert launcher.dismissed == []
 
 
+def test_another_makes_the_memory_if_its_maker_is_let_go(membership: Membership, launcher: Visitors) -> None:
+    for worker in (1, 2):
+        launcher.visit(worker, "elsewhere")
+    membership.let_visitors_in()
+    assert launcher.ends[2].receive(0) is None
+    membership.dismiss(1)
+    welcome = launcher.ends[2].receive(SECONDS)
+    assert welcome is not None
+    assert (welcome["type"], welcome["memory"]) == ("welcome", None)
+
+
 # --- hearing ---------------------------------------------------------------------------------------------------------
 
 
