@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +11,7 @@ from dtrain.data import make_source
 from dtrain.data.source import Source
 from dtrain.errors import InputError
 from dtrain.jobs.spec import JobSpec, OptimizerSpec
+from dtrain.jobs.user_code import load_file, load_module
 from dtrain.nn import make_model, supervise
 from dtrain.optim import make_rule, make_schedule
 from dtrain.optim.rule import Rule
@@ -100,7 +96,10 @@ def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
     where = spec.model.entry
     if spec.loss is not None:
         raise InputError(f"loss: {where} brings its own loss; remove the key loss")
-    module = _load_file(entry.file) if entry.file is not None else _load_module(entry.module or "", spec)
+    if entry.file is not None:
+        module = load_file(entry.file, "model.entry")
+    else:
+        module = load_module(entry.module or "", spec.base_dir, "model.entry")
     found: Any = module
     if entry.attribute is not None:
         found = getattr(module, entry.attribute, None)
@@ -120,40 +119,3 @@ def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
                 f"model.entry: {where} has no function {name}; a model is init(rng) and loss(params, batch)"
             )
     return found.init, found.loss, getattr(found, "metrics", None)
-
-
-def _load_file(path: Path) -> ModuleType:
-    """Import a Python file by its path, with its folder importable as for a script."""
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    name = f"dtrain_model_{path.stem}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None
-    loader = specification.loader
-    assert loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    _run(path.name, lambda: loader.exec_module(module))
-    return module
-
-
-def _load_module(name: str, spec: JobSpec) -> ModuleType:
-    if spec.base_dir not in sys.path:
-        sys.path.insert(0, spec.base_dir)
-    _run(name, lambda: importlib.import_module(name))
-    return sys.modules[name]
-
-
-def _run(name: str, load: Callable[[], object]) -> None:
-    """Import the user's code; an error in it is theirs, told in one line with the innermost line of their file."""
-    try:
-        load()
-    except Exception as error:
-        line = ""
-        trace = error.__traceback__
-        while trace is not None:
-            if name.removesuffix(".py").rsplit(".", 1)[-1] in trace.tb_frame.f_code.co_filename:
-                line = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
-            trace = trace.tb_next
-        raise InputError(f"model.entry: {name} cannot be imported: {type(error).__name__}: {error}{line}") from error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from dtrain.graph.tree import flatten, named_leaves
 from dtrain.jobs.build import build
 from dtrain.jobs.document import parse_yaml
 from dtrain.jobs.spec import load_spec
+from dtrain.jobs.user_code import load_file, load_module
 from dtrain.train.introspection import shard_graph
 from dtrain.train.shard import told
 
@@ -64,24 +62,12 @@ def _function(target: str) -> Any:
     place, colon, name = target.rpartition(":")
     if not colon or not name.isidentifier():
         raise InputError(f"draw: {target}: expected a job file (.yaml, .toml), module:function or file.py:function")
-    try:
-        if place.endswith(".py"):
-            path = Path(place)
-            if not path.is_file():
-                raise InputError(f"draw: {place}: no such file")
-            specification = importlib.util.spec_from_file_location(f"dtrain_drawn_{path.stem}", path)
-            assert specification is not None
-            assert specification.loader is not None
-            module = importlib.util.module_from_spec(specification)
-            sys.path.insert(0, str(path.absolute().parent))
-            specification.loader.exec_module(module)
-        else:
-            sys.path.insert(0, ".")
-            module = importlib.import_module(place)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"draw: {place} cannot be imported: {told(error)}") from error
+    if not place.endswith(".py"):
+        module = load_module(place, ".", "draw")
+    elif Path(place).is_file():
+        module = load_file(Path(place), "draw")
+    else:
+        raise InputError(f"draw: {place}: no such file")
     found = getattr(module, name, None)
     if not callable(found):
         raise InputError(f"draw: {place}: there is no function {name} in it")

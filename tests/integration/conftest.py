@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.simulate import Hosts
 from tests.support import DIGITS, dtrain, ending, result_of
 
 
@@ -33,3 +35,17 @@ def ended() -> Iterator[None]:
     """End what the test has started with ``popen`` and left."""
     with ending():
         yield
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """Simulated hosts need it."""
+    if os.geteuid() != 0:
+        pytest.fail("these tests need root: use sudo, or leave them out with DTRAIN_NO_ROOT=1", pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def hosts(root: None) -> Iterator[Hosts]:
+    """Three simulated hosts, the same for all tests of a file."""
+    with Hosts(3) as made:
+        yield made

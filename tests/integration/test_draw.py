@@ -57,7 +57,7 @@ def test_a_job_and_a_function_are_drawn(tmp_path: Path) -> None:
         (["user.py:leaves"], r"SystemExit: 4; made at user.py:6"),
         (["user.py:nothing"], "it returns a NoneType"),
         (["user.py:branch"], r"truth value of a traced array at user.py:10"),
-        (["left.py:f"], r"left.py cannot be imported: SystemExit: 4; made at left.py:1"),
+        (["left.py:f"], r"left.py cannot be imported: SystemExit: 4 at left.py:1"),
         (["math:hypot"], "its arguments are not known"),
         (["circuit.py:f"], "x has no value"),
         (["circuit.py:f", "--arg", "y=1"], "has the arguments x"),

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,10 @@ from tests.backends import python_of
 from tests.equivalence.simulated import mpirun_on, run_on
 from tests.support import DIGITS, ROOT, dtrain, result_of, wait_until
 
-pytestmark = pytest.mark.skipif(os.environ.get("DTRAIN_NO_ROOT") == "1", reason="DTRAIN_NO_ROOT=1 asks for it")
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("DTRAIN_NO_ROOT") == "1", reason="DTRAIN_NO_ROOT=1 asks for it"),
+    pytest.mark.usefixtures("root"),
+]
 
 SUM = """
 import socket
@@ -42,18 +44,6 @@ LONG: dict[str, Any] = {
 }
 
 START = "from dtrain.cli import main; main()"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _root() -> None:
-    if os.geteuid() != 0:
-        pytest.fail("these tests need root: use sudo, or leave them out with DTRAIN_NO_ROOT=1", pytrace=False)
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with Hosts(3) as made:
-        yield made
 
 
 def answer(host: Any, *command: object, **options: Any) -> str:

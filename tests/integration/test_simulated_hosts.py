@@ -23,7 +23,10 @@ from cluster.simulate import Hosts, Proxy, SimulationError, clean
 from cluster.simulate.hosts import PREFIX
 from tests.support import ROOT, wait_until
 
-pytestmark = pytest.mark.skipif(os.environ.get("DTRAIN_NO_ROOT") == "1", reason="DTRAIN_NO_ROOT=1 asks for it")
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("DTRAIN_NO_ROOT") == "1", reason="DTRAIN_NO_ROOT=1 asks for it"),
+    pytest.mark.usefixtures("root"),
+]
 
 ECHO = """
 import socket
@@ -51,18 +54,6 @@ for word in sys.stdin:
 
 ENDS = ("closed", "ConnectionResetError", "BrokenPipeError")
 """How `TALK` says that the connection has ended."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _root() -> None:
-    if os.geteuid() != 0:
-        pytest.fail("these tests need root: use sudo, or leave them out with DTRAIN_NO_ROOT=1", pytrace=False)
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with Hosts(3) as made:
-        yield made
 
 
 def answer(host: Any, *command: object, **options: Any) -> str:
