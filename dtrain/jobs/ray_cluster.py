@@ -303,11 +303,12 @@ class RayRun:
         except Exception as error:
             where = self._address or "a cluster of this machine"
             raise InputError(f"--address: Ray at {where} cannot be used: {str(error).splitlines()[0]}") from None
-        try:
-            with redirect_stdout(sys.stderr):  # Ray prints there that a worker died, which nothing turns off
+        # Ray prints there that workers died, now or when it is shut down, and nothing turns that off.
+        with redirect_stdout(sys.stderr):
+            try:
                 yield staged
-        finally:
-            ray.shutdown()
+            finally:
+                ray.shutdown()
 
     def _check_workers(self, ray: Any, workers: int | str) -> int:
         have, free = (int(r.get("CPU", 0)) for r in (ray.cluster_resources(), ray.available_resources()))
