@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.regions import reachable
+from dtrain.graph.regions import Packed, part, reachable
 from dtrain.graph.tensor import Graph, Tensor
 from dtrain.graph.uses import gradients_by_use
 
@@ -110,6 +110,8 @@ def _texts(uses: list[tuple[Tensor, Tensor | None]], gradients: dict[int, Tensor
     if len(sources) > 1:
         return f"{len(sources)} arrays", ""
     (source,) = sources.values()
+    if isinstance(source.op, Packed):
+        return "", ""  # several results in one block of bytes: each is shown behind its own box
     found = dict.fromkeys(use.index for _, use in uses if use is not None and use.index in gradients)
     parts = [np.asarray(gradients[index].value) for index in found]
     return figure(source.value), figure(sum(parts[1:], parts[0])) if parts else ""
@@ -178,12 +180,13 @@ def _box(members: list[Tensor]) -> Box:
             f"{where} · {len(members)} ops", "operation", f"{where}: {', '.join(n.op.name for n in members if n.op)}"
         )
     name = node.op.name
-    label = SYMBOLS.get(name, name)
+    label = f"result {node.static['index']}" if node.op is part else SYMBOLS.get(name, name)
     constants = [(i, x) for i, x in enumerate(node.inputs) if x.is_constant and x.shape == ()]
     if len(node.inputs) == 2 and len(constants) == 1:
         place, constant = constants[0]
         label = f"{label}{figure(constant.value)}" if place else f"{figure(constant.value)}{label}"
-    return Box(label, "operation", f"{name}, {node.dtype}{list(node.shape)}, made at {node.location}")
+    kind = "several results" if isinstance(node.op, Packed) else f"{node.dtype}{list(node.shape)}"
+    return Box(label, "operation", f"{name}, {kind}, made at {node.location}")
 
 
 def _lines(members: list[Tensor]) -> str:

@@ -56,6 +56,18 @@ def test_an_array_is_shown_by_shape_and_norm():
     assert drawn.count((f"2×3 ‖{np.linalg.norm(w):.3g}‖",) * 2) == 2
 
 
+def test_the_results_of_a_scan_are_shown_each_with_its_figures():
+    def f(w, xs):
+        last, squares = dtrain.scan(lambda c, x: (c * w + x, c * c), np.zeros(()), xs)
+        return last + np.sum(squares)
+
+    svg = dtrain.draw(f, 0.5, np.array([1.0, 2.0]))  # c = 0, 1, 2.5
+    assert {">result 0<", ">result 1<"} <= set(re.findall(">result .<", svg))
+    assert ("2.5", "1") in edges(svg)
+    assert (figure(np.array([0.0, 1.0])), figure(np.ones(2))) in edges(svg)
+    assert "uint8" not in svg
+
+
 def loop(h, w):
     for _ in range(10):
         a = h @ w
