@@ -59,6 +59,21 @@ class Source:
         """The number of held-out samples; 0 if there are none."""
         return len(next(iter(self.eval.values()))) if self.eval else 0
 
+    def count_tokens(self) -> int | None:
+        """One more than the greatest integer in ``x`` and ``y``, the sequences of a model that predicts the next.
+
+        None if they are not integers; ``InputError`` for a negative one.
+        """
+        greatest = -1
+        for part, arrays in (("train", self.train), ("eval", self.eval)):
+            for name in ("x", "y") if arrays else ():
+                if name not in arrays or arrays[name].dtype.kind not in "iu":
+                    return None
+                if int(arrays[name].min()) < 0:
+                    raise InputError(f"data.{part}: {name!r} has {int(arrays[name].min())}; number the tokens from 0")
+                greatest = max(greatest, int(arrays[name].max()))
+        return greatest + 1
+
     def _count_classes(self) -> int | None:
         greatest = -1
         for part, arrays in (("train", self.train), ("eval", self.eval)):

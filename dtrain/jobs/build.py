@@ -84,6 +84,8 @@ def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
                     "name them x and y, or write your own model file"
                 )
         outputs = source.classes
+        if outputs is None and model.reads_integers:
+            outputs = source.count_tokens()
         if outputs is None and source.train["y"].dtype.kind == "f":  # numbers to be approximated, not labels
             outputs = 1 if source.train["y"].ndim == 1 else source.train["y"].shape[1]
         if source.features is None or outputs is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,15 @@ def test_mistakes_are_named() -> None:
         functions.predict(params, batch["x"][:, 1:])
     with pytest.raises(ShapeError, match=r"expected y of integers \(4, 6\), got int64 \(4,\)"):
         functions.loss(params, batch | {"y": batch["y"][:, 0]})
+
+
+def test_sequences_may_come_from_a_file_of_the_user(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", **windows())
+    spec = {"model": {"name": "lstm"}, "data": {"name": "npz", "train": str(tmp_path / "train.npz")}, "steps": 1}
+    program = build(parse_spec({**spec, "optimizer": {"name": "sgd", "lr": 0.1}, "batch": 4}))
+    tokens = max(int(a.max()) for a in windows().values()) + 1
+    assert program.initial_parameters()["token"].shape == (tokens, 32)
+
+    np.savez(tmp_path / "train.npz", x=windows()["x"] - 1, y=windows()["y"])
+    with pytest.raises(InputError, match=r"data\.train: 'x' has -1; number the tokens from 0"):
+        build(parse_spec({**spec, "optimizer": {"name": "sgd", "lr": 0.1}, "batch": 4}))
