@@ -3,7 +3,8 @@
 The body is recorded once, into a graph of its own, and run from its own plan. What it closes over becomes an input of
 the loop. The derivative of a loop is a loop in the other direction, so it has a derivative in turn: its body computes
 the step again from the carry that the loop kept of each step, and then runs backward through it. The invariant: the
-carries are the only thing that is kept of a step; a plan that asks for no gradient does not keep them either.
+carries are all that is kept of a step, with the small factors of `products.py`; a plan that asks for no gradient keeps
+nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dtrain.graph.memory import ALIGNMENT, Arena, aligned_empty
 from dtrain.graph.ops.shape import zeros_like
 from dtrain.graph.plan import Plan
 from dtrain.graph.primitive import Call, Shape, Static, prototype
+from dtrain.graph.products import Products
 from dtrain.graph.regions import Packed, append, packed_layout, part_of, parts, reachable, replay, sources
 from dtrain.graph.tensor import EMPTY, Graph, Tensor, format_line, user_line
 
@@ -187,32 +189,43 @@ class _Loop(Packed):
         by_x = [i for i in range(len(xs)) if wanted[first + count + i] and _is_moved(body.xs[i], reads)]
         g_carries, g_ys = like([body.carries[i] for i in moving]), like([body.ys[k - count] for k in seen])
         wrt = [*[carries[i] for i in moving], *[constants[i] for i in by_constant], *[xs[i] for i in by_x]]
-        found = iter(backward(replay(outputs, cut, inner), [*g_carries, *g_ys], wrt))
-        new = [next(found) for _ in moving]
-        sums = like([body.constants[i] for i in by_constant])
-        new += [s + next(found) for s in sums]
+        found = backward(replay(outputs, cut, inner), [*g_carries, *g_ys], wrt)
+        new, g_xs = found[: len(moving)], found[len(found) - len(by_x) :]
+        of_constants = dict(zip(by_constant, found[len(moving) :], strict=False))
         kept = sorted(body.kept)
+        given = [graph.capture(x) for x in node.inputs]
+        stacks = [graph.capture(part_of(node, count + body.kept[i])) for i in kept]
+        fed = [*[carries[i] for i in kept], *xs, *g_ys]
+        feeds = [*stacks, *given[first + count :], *[gs[k] for k in seen]]
+        stack_of = {x.index: stack for x, stack in zip(fed, feeds, strict=True)}
+        products = Products({*stack_of, *[g.index for g in g_xs]})
+        added = [i for i, g in of_constants.items() if not products.take(i, g)]
+        sums = like([body.constants[i] for i in added])
+        new += [s + of_constants[i] for i, s in zip(added, sums, strict=True)]
         step = Body(
             inner,
             constants,
             [*g_carries, *sums],
-            [*[carries[i] for i in kept], *xs, *g_ys],
+            fed,
             new,
-            [*found, *g_carries],
+            [*g_xs, *g_carries, *products.left.values()],
             {i: len(by_x) + i for i in range(len(moving))},
         )
-        given = [graph.capture(x) for x in node.inputs]
         starts = [gs[i] if i in gs else zeros_like(given[first + i]) for i in moving]
-        zeros = [zeros_like(given[i]) for i in by_constant]
-        stacks = [graph.capture(part_of(node, count + body.kept[i])) for i in kept]
-        inputs = [*given[:first], *starts, *zeros, *stacks, *given[first + count :], *[gs[k] for k in seen]]
+        zeros = [zeros_like(given[i]) for i in added]
+        inputs = [*given[:first], *starts, *zeros, *feeds]
         static = {"body": step, "length": node.static["length"], "reverse": not node.static["reverse"]}
         result = append(loop, inputs, static, graph)
         gradients: list[Tensor | None] = [None] * len(node.inputs)
-        places = [*[first + i for i in moving], *by_constant]
-        for number, place in enumerate([*places, *[first + count + i for i in by_x]]):
+        places = [*[first + i for i in moving], *added, *[first + count + i for i in by_x]]
+        for number, place in enumerate(places):
             if wanted[place]:
                 gradients[place] = part_of(result, number)
+        for number, value in enumerate([*g_xs, *g_carries, *products.left.values()], len(moving) + len(added)):
+            if value.index not in stack_of:
+                stack_of[value.index] = part_of(result, number)
+        for place, gradient in products.made(stack_of).items():
+            gradients[place] = gradient
         return gradients
 
 

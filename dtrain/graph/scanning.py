@@ -58,11 +58,11 @@ def scan(
         last, states = dtrain.scan(step, np.zeros(64), inputs)  # inputs (time, 32), states (time, 64)
 
     The result is that of a Python loop, but a trace records f once, whatever the length, and a gradient keeps the
-    carries of all steps and nothing else. The carry is a tree of arrays (numbers become arrays) that keeps structure,
-    shapes and dtypes; xs and y are trees with None where there is nothing. Without xs, give `length`. With `reverse`
-    the last x comes first, and ys[t] still belongs to xs[t]. f may close over traced arrays. Every step draws its own
-    random numbers. Outside of a trace it is a Python loop. Raises TraceError or ShapeError where the carry changes its
-    kind.
+    carries of all steps and what the gradients of weights, each one product over all steps, need beside them. The
+    carry is a tree of arrays (numbers become arrays) that keeps structure, shapes and dtypes; xs and y are trees with
+    None where there is nothing. Without xs, give `length`. With `reverse` the last x comes first, and ys[t] still
+    belongs to xs[t]. f may close over traced arrays. Every step draws its own random numbers. Outside of a trace it is
+    a Python loop. Raises TraceError or ShapeError where the carry changes its kind.
     """
     leaves, structure = flatten(xs)
     arrays = [None if leaf is None else leaf if isinstance(leaf, Tensor) else _numeric(leaf, "xs") for leaf in leaves]
