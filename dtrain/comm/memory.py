@@ -9,7 +9,8 @@ generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phas
 ``shard_done`` of its own shards, its own slice of ``total``, ``parameters`` and ``state``, and the ``squares`` of that
 slice; rank 0 also writes ``decisions``. With several hosts each has such a memory of its own, and rank r means its rank
 among those of the host; rank 0 writes all of ``total``, ``squares`` and ``losses``, and each rank its slice of
-``partials``: the sums of this host's shards that other hosts add.
+``partials``: the sums of this host's shards that other hosts add. ``values`` and ``value_steps`` of a shard are written
+by who runs it, those of shards on other hosts by rank 0 (`shard_sums.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from dtrain.comm.layout import BLOCK, Layout
 
 RING = 512
 """Steps whose figures are kept until the coordinator has read them; no rank runs further ahead than that."""
+
+VALUE_BYTES = 4 << 20
+"""What a shard may hand in to sums over shards in a step; what is not needed costs nothing."""
+VALUE_COUNT = 4096
+"""How many such values it may hand in."""
 
 COEFFICIENTS = 8
 PHASES = ("data", "compute", "sum", "update", "wait")
@@ -111,6 +117,8 @@ class RunMemory:
             ("total", (layout.size,), real),
             ("gradients", (shards, -(-layout.nbytes // _ALIGN) * _ALIGN // real.itemsize), real),
             ("partials", (max(1, shards // 2), -(-layout.nbytes // _ALIGN) * _ALIGN // real.itemsize), real),
+            ("value_steps", (shards, VALUE_COUNT), np.dtype(np.int64)),
+            ("values", (shards, VALUE_BYTES), np.dtype(np.uint8)),
         ]
         offsets, end = {}, 0
         for name, shape, dtype in fields:
@@ -137,6 +145,8 @@ class RunMemory:
         self.total: NDArray[np.generic] = arrays["total"]
         self.gradients: NDArray[np.generic] = arrays["gradients"][:, : layout.size]
         self.partials: NDArray[np.generic] = arrays["partials"][:, : layout.size]
+        self.value_steps: NDArray[np.int64] = arrays["value_steps"]
+        self.values: NDArray[np.uint8] = arrays["values"]
         self.header_words, self.arrived_words = words(self.header), words(self.arrived)
 
     def close(self) -> None:

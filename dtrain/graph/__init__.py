@@ -27,6 +27,7 @@ from dtrain.graph.ops.choice import relu, sigmoid
 from dtrain.graph.ops.normal import normal_cdf
 from dtrain.graph.ops.reduction import log_softmax, logsumexp, softmax
 from dtrain.graph.ops.shape import stop_gradient
+from dtrain.graph.ops.shards import sum_over_shards
 from dtrain.graph.plan import Arena, Bound, Plan
 from dtrain.graph.primitive import PRIMITIVES, Primitive
 from dtrain.graph.recompute import checkpoint
@@ -78,6 +79,7 @@ __all__ = [
     "step_context",
     "step_key",
     "stop_gradient",
+    "sum_over_shards",
     "trace",
     "unflatten",
     "value_and_grad",

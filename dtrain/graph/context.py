@@ -38,7 +38,8 @@ class Report:
 class StepContext:
     """What a model may ask about the step that it is part of, and tell about its shard.
 
-    ``reports`` is None unless somebody wants to have them.
+    ``reports`` is None unless somebody wants to have them, ``samples`` is the number of samples of the whole step, if
+    that is known.
     """
 
     def __init__(self, seed: int, step: int, shard: int, training: bool) -> None:
@@ -48,6 +49,7 @@ class StepContext:
         self.training = training
         self.places = 0
         self.reports: list[Report] | None = None
+        self.samples: int | None = None
 
     @property
     def key(self) -> np.ndarray:

@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from dtrain.errors import TraceError
 from dtrain.graph.differentiate import backward
+from dtrain.graph.ops.shards import sum_over_shards_
 from dtrain.graph.regions import Region, append, barrier, members, reachable, replay
 from dtrain.graph.tensor import Tensor, active_graph
 from dtrain.graph.tree import flatten, unflatten
@@ -59,6 +61,12 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
             return f(*args, **options)
         start = len(graph.nodes)
         leaves, structure = flatten(f(*args, **options))
+        sums = [node for node in graph.nodes[start:] if node.op is sum_over_shards_]
+        if sums:
+            raise TraceError(
+                f"sum_over_shards at {sums[0].location}: is within checkpoint, which would make the sum twice; keep it "
+                "outside"
+            )
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.graph is graph]
         if places:
             outputs = [leaves[i] for i in places]

@@ -2,10 +2,11 @@
 
 Owns no engine and no state: every function takes arrays, traced or plain, and returns arrays. Invariant: each
 sample's result depends on that sample and the parameters alone, so that a batch may be cut into shards anywhere. There
-are two exceptions in training: dropout also depends on the step and the shard, through the step's context, and
-batch_norm on the other samples of the shard.
+are three exceptions in training: dropout also depends on the step and the shard, through the step's context, batch_norm
+on the other samples of the shard, and what uses sum_over_shards on those of the whole mini-batch.
 """
 
+from dtrain.graph.ops.shards import sum_over_shards
 from dtrain.nn.activations import (
     elu,
     gelu,
@@ -108,6 +109,7 @@ __all__ = [
     "softplus",
     "split_heads",
     "squared_hinge",
+    "sum_over_shards",
     "supervise",
     "tanh",
 ]

@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import InputError, ShapeError
-from dtrain.graph.context import require_context
+from dtrain.graph.context import StepContext, require_context
 from dtrain.graph.ops.pooling import sum_pool
+from dtrain.graph.ops.shards import sum_over_shards
 from dtrain.graph.tensor import format_line, user_line
 from dtrain.nn.running import report
 
 
 def batch_norm(
-    x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float = 1e-5, axis: int | tuple[int, ...] | None = None
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    var: Any,
+    eps: float = 1e-5,
+    axis: int | tuple[int, ...] | None = None,
+    synchronised: bool = False,
 ) -> Any:
     """γ·(x − μ)/√(σ² + ε) + β, with mean and variance over ``axis`` (all axes but the last unless given).
 
@@ -26,8 +34,11 @@ def batch_norm(
     the number n of values) and are reported (σ² divided by n − 1), as in PyTorch; in evaluation they are the running
     ones. Since they are a shard's, the result does not depend on the number of workers.
 
+    ``synchronised`` takes μ and σ² of the whole mini-batch instead, as torch.nn.SyncBatchNorm: all shards wait for each
+    other twice in the forward and twice in the backward pass (`sum_over_shards`). The samples are then the first axis.
+
     Raises TraceError outside of a step context, ShapeError for shapes that do not fit, and InputError where a shard
-    has one value, which has no variance.
+    (``synchronised``: the mini-batch) has one value, which has no variance.
     """
     context = require_context("batch_norm")
     axes = tuple(range(x.ndim - 1)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
@@ -40,7 +51,11 @@ def batch_norm(
                 f"without the axes {axes}, got {part.shape}"
             )
     spread = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-    if context.training:
+    if context.training and synchronised:
+        centred, mu, sigma2, unbiased = _of_batch(x, axes, context)
+        report(mean, np.reshape(mu, shape))
+        report(var, np.reshape(unbiased, shape))
+    elif context.training:
         count = math.prod(x.shape[a] for a in axes)
         if count < 2:
             raise InputError(
@@ -58,6 +73,29 @@ def batch_norm(
         sigma2 = np.reshape(var, spread)
     scale = np.reshape(gamma, spread) / np.sqrt(sigma2 + eps)
     return centred * scale + np.reshape(beta, spread)
+
+
+def _of_batch(x: Any, axes: tuple[int, ...], context: StepContext) -> tuple[Any, Any, Any, Any]:
+    """x − μ, μ, σ² and the unbiased σ² of the whole mini-batch, with the axes kept."""
+    if 0 not in axes:
+        raise ShapeError(
+            f"batch_norm at {format_line(user_line())}: synchronised takes the samples for the first axis, which is "
+            f"not among the axes {axes}"
+        )
+    of_sample = math.prod(x.shape[a] for a in axes if a)
+    if context.samples is not None and context.samples * of_sample < 2:
+        raise InputError(
+            f"batch_norm at {format_line(user_line())}: step {context.step} has one value for a variance; choose batch "
+            "so that the last batch of an epoch has at least 2 samples, too"
+        )
+    sums = np.sum(x, axis=axes, keepdims=True)
+    # In float32 the number of samples is exact up to 16 million; that of all values might not be.
+    both = sum_over_shards(np.concatenate([np.reshape(sums, (-1,)), np.array([len(x)], x.dtype)]))
+    count = both[-1] * of_sample
+    mu = np.reshape(both[:-1], sums.shape) / count
+    centred = x - mu
+    squares = sum_over_shards(np.sum(centred * centred, axis=axes, keepdims=True))
+    return centred, mu, squares / count, squares / (count - 1)
 
 
 def _standardised(x: Any, axes: tuple[int, ...], eps: float) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dtrain.comm.memory import RING, RunMemory
@@ -18,7 +20,11 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
     layout = memory.dimensions.layout
     sampler = program.sampler()
     runner = ShardRunner(program, memory)
-    for shard in range(min(sampler.batch_size(step), program.shards)):
+    shards: Sequence[int] = range(min(sampler.batch_size(step), program.shards))
+    if runner.meets(step, shards):  # what one shard hands in spoils the others
+        culprit = runner.sums.first_nonfinite()
+        shards = sorted(shards, key=lambda s: s != culprit)
+    for shard in shards:
         if memory.shard_done[shard] != step + 1:  # its gradient is on another host; the same can be computed here
             with np.errstate(all="ignore"):
                 runner.gather(step, shard).bind(shard).run()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
+from dtrain.comm.shard_sums import ShardSums, Value
 from dtrain.data.sampler import take_into
 from dtrain.errors import DtrainError, InputError, ShapeError
 from dtrain.graph import Arena, Bound, Graph, Plan, Tensor, backward, flatten, step_context, step_key, unflatten
+from dtrain.graph.ops.shards import sum_over_shards_
 from dtrain.graph.tensor import recording
 from dtrain.train.program import Program
 from dtrain.train.reports import reported
@@ -48,11 +52,16 @@ class Batch:
 
 
 class _Signature:
-    """The traced graph of a shard with a given number of samples, and its plan bound to each shard's memory."""
+    """The traced graph of a shard with a given number of samples, and its plan bound to each shard's memory.
+
+    ``values`` are those that it hands in to sums over shards. With them, each shard has a signature of its own, since
+    several are under way at a time; they share the plan.
+    """
 
     def __init__(self, runner: ShardRunner, size: int, step: int, shard: int) -> None:
         program = runner.program
         self._runner = runner
+        self._size = size
         self.batch = Batch(program.train, size, program.dtype)
         self.batch.fill(runner.sampler.indices(step, shard))
         graph = Graph()
@@ -60,7 +69,7 @@ class _Signature:
         learnt = [p for i, p in enumerate(parameters) if i not in runner.layout.momenta]
         samples = {k: graph.input(a, f"batch.{k}") for k, a in self.batch.arrays.items()}
         with step_context(program.seed, step, shard, training=True) as context, recording(graph):
-            context.reports = []
+            context.reports, context.samples = [], runner.sampler.batch_size(step)
             state = np.random.get_state(legacy=False)
             per_sample = called("loss", program.loss, unflatten(runner.structure, parameters), samples)
             if not _is_same(state, np.random.get_state(legacy=False)):
@@ -75,14 +84,36 @@ class _Signature:
             running = reported(runner.layout, parameters, context.reports, size)
             results = [running[i] if i in running else next(gradients) for i in range(len(parameters))]
             results = [r if r.dtype == program.dtype else r.astype(program.dtype) for r in results]
-        self.key = step_key(program.seed, step, shard)
         key = [] if graph.key is None else [graph.key]
-        self._inputs = [*runner.parameters, *self.batch.arrays.values(), *([] if graph.key is None else [self.key])]
         self._plan = Plan([*parameters, *samples.values(), *key], [self._loss, *results])
         graph.forget_values()
+        self._sums_at = [i for i, s in enumerate(self._plan.steps) if s.op is sum_over_shards_]
+        nodes = [self._plan.steps[i].node for i in self._sums_at]
+        self.values = tuple(Value(n.shape, n.dtype, n.location) for n in nodes)
+        self._of_shard: dict[int, _Signature] = {}
+        self._has_key = graph.key is not None
+        self._take_memory()
+
+    def _take_memory(self) -> None:
+        program = self._runner.program
+        self.key = step_key(program.seed, 0, 0)
+        inputs = [*self._runner.parameters, *self.batch.arrays.values()]
+        self._inputs = [*inputs, self.key] if self._has_key else inputs
         self._arena = Arena(self._plan.arena_bytes)
         self.loss = np.empty((), self._loss.dtype)
         self._bound: dict[int, Bound] = {}
+
+    def of_shard(self, shard: int) -> _Signature:
+        """The same with memory for this shard alone."""
+        found = self._of_shard.get(shard)
+        if found is None:
+            found = self if not self._of_shard else copy(self)
+            if found is not self:
+                program = self._runner.program
+                found.batch = Batch(program.train, self._size, program.dtype)
+                found._take_memory()
+            self._of_shard[shard] = found
+        return found
 
     @property
     def finished_at(self) -> tuple[int, ...]:
@@ -96,7 +127,19 @@ class _Signature:
             runner = self._runner
             outputs = [self.loss, *runner.layout.views(runner.memory.gradients[shard])]
             bound = self._bound[shard] = self._plan.bind(self._inputs, outputs, self._arena)
+            for number, (_, value, out) in enumerate(self.places(bound)):
+                bound.calls[self._sums_at[number]] = partial(runner.sums.meet, number, shard, value, out)
         return bound
+
+    def places(self, bound: Bound) -> list[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """For each sum over shards: which call makes it, the value that is handed in, and where the sum goes."""
+        steps = [(i, self._plan.steps[i]) for i in self._sums_at]
+        return [(i, bound.arrays[s.inputs[0].position], bound.arrays[s.out.position]) for i, s in steps]
+
+
+def _listed(signature: _Signature) -> str:
+    """The sums over shards of a loss, in words."""
+    return ", ".join(f"{v.dtype}{list(v.shape)} at {v.line}" for v in signature.values) or "none"
 
 
 def called(name: str, function: Callable[[Any, Any], Any], parameters: Any, samples: Any) -> Any:
@@ -171,6 +214,7 @@ class ShardRunner:
         self.sampler = program.sampler()
         self.parameters = self.layout.views(memory.parameters)
         self._signatures: dict[int, _Signature] = {}
+        self._sums: ShardSums | None = None
         self._eval_batches: dict[int, Batch] = {}
 
     def gather(self, step: int, shard: int) -> _Signature:
@@ -179,6 +223,9 @@ class ShardRunner:
             self._record_every_size()
         indices = self.sampler.indices(step, shard)
         signature = self._signature(step, shard, len(indices))
+        if self._sums is not None:
+            signature = signature.of_shard(shard)
+            self._sums.begin(step, tuple(range(min(self.sampler.batch_size(step), self.program.shards))))
         signature.batch.fill(indices)
         signature.key[1], signature.key[2] = step, shard
         return signature
@@ -187,7 +234,28 @@ class ShardRunner:
         signature = self._signatures.get(size)
         if signature is None:
             signature = self._signatures[size] = _Signature(self, size, step, shard)
+            known, first = next(iter(self._signatures.items()))
+            if signature.values != first.values:
+                raise InputError(
+                    "loss: all shards must come to the same sums over shards, whatever their size; with "
+                    f"{known} samples they are {_listed(first)}, with {size} {_listed(signature)}"
+                )
+            if signature is first and signature.values:
+                self._sums = ShardSums(self.memory, signature.values)
+                self._record_every_size()
         return signature
+
+    @property
+    def sums(self) -> ShardSums:
+        """The sums over shards of a loss that makes some."""
+        assert self._sums is not None
+        return self._sums
+
+    def meets(self, step: int, shards: Sequence[int]) -> bool:
+        """Whether the shards of a step sum something in the middle of it; records the loss of the first of these."""
+        if not self._signatures and shards:
+            self.gather(step, shards[0])
+        return self._sums is not None
 
     def _record_every_size(self) -> None:
         """Record the loss for each size that a shard has, so that a shard too small for a statistic is told at once and

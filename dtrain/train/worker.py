@@ -46,6 +46,7 @@ from dtrain.errors import DtrainError
 from dtrain.train.numerics import numerics_class
 from dtrain.train.program import Program
 from dtrain.train.shard import ShardRunner
+from dtrain.train.together import Together
 from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
 _SPINS = 200
@@ -243,12 +244,14 @@ class Member:
         self.held: Held = ()
         self.first_held: Held = ()
         self._between: HostSum | None = None
+        self._part: Part | None = None
         if "part" in message:
             self.first_held = tuple(map(frozenset, message["first_held"]))
             self.held = tuple(map(frozenset, message["held"]))
             part, overlap = Part(**message["part"]), worker.overlap
             if overlap is None and len(self.held[part.host]) > part.ranks:
                 overlap = False  # only a rank's last shard could overlap, which gains less than the thread costs
+            self._part, self._links = part, links
             self._between = HostSum(memory, part, links, self.generation, overlap)
         self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
         blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
@@ -258,6 +261,8 @@ class Member:
         self._memory, self._settings, self._idle = memory, worker.settings, worker.check_coordinator
         self._runner, self._sampler = worker.shards, worker.shards.sampler
         self._last_wait = 0.0
+        self._together: Together | None = None
+        self._is_apart = False
         self._parts_of: dict[int, list[tuple[int, int]]] = {}
         self._shard_done = words(memory.shard_done)
 
@@ -271,9 +276,14 @@ class Member:
         samples = self._sampler.batch_size(step)
         present = tuple(range(min(samples, self._sampler.shards)))  # the other shards of a small last batch are empty
         losses = memory.losses[slot]
-        data = compute = 0.0
+        data = compute = waited = 0.0
         start = perf_counter()
         between = self._between
+        if self._together is None and not self._is_apart:
+            self._look(step, shards, present)
+        if self._together is not None:
+            data, compute, waited = self._together.run(step, shards, present, held)
+            start, shards = perf_counter(), ()
         overlaps = between is not None and between.overlaps
         if between is not None and overlaps and self.rank == 0:
             between.start(step, held, present)
@@ -319,11 +329,24 @@ class Member:
             self._update.run(step, decision)
         t3 = perf_counter()
         # The wait for the commit is counted in the next step: once it is over, the coordinator may read this row.
-        phases[:] = data, compute, t1 - t0, t3 - t2, (t0 - start) + (t2 - t1) + self._last_wait
+        phases[:] = data, compute, t1 - t0, t3 - t2, waited + (t0 - start) + (t2 - t1) + self._last_wait
         barrier.arrive(4 * step + UPDATED)
         barrier.wait(4 * step + UPDATED)
         self._last_wait = perf_counter() - t3
         return True
+
+    def _look(self, step: int, shards: tuple[int, ...], present: tuple[int, ...]) -> None:
+        """Find out whether the shards of a step sum something in the middle of it, once a shard is there to be looked
+        at. Between hosts every rank looks, at another's if it has none: the gradients then travel when all are there.
+        """
+        own = [s for s in shards if s < len(present)] or (present[:1] if self._between is not None else ())
+        if self._runner.meets(step, own):
+            links = None if self._between is None else self._links
+            self._together = Together(self._runner, self.rank, self.generation, self._idle, self._part, links)
+            if self._between is not None:
+                self._between.overlaps = False
+        else:
+            self._is_apart = len(own) > 0
 
     def _parts(self, signature: Any) -> list[tuple[int, int]]:
         """After how many calls of a shard's plan how many buckets of its gradient are there."""

@@ -22,13 +22,14 @@ ACTIVATIONS = {"relu": relu, "tanh": tanh, "sigmoid": sigmoid}
 class MLP(Model):
     """``hidden`` are the widths of the hidden layers, ``dropout`` is the share of their outputs that training drops.
 
-    With ``batch_norm`` a hidden layer is normalised before its activation; β takes the place of the bias.
+    With ``batch_norm`` a hidden layer is normalised before its activation, over the shard or (synchronised) over the whole
+    mini-batch; β takes the place of the bias.
     """
 
     hidden: tuple[int, ...] = number((100,), at_least=1)
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     dropout: float = number(0.0, at_least=0, below=1)
-    batch_norm: bool = False
+    batch_norm: Literal[False, True, "synchronised"] = False
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
         *inner, last = pairwise((features, *self.hidden, classes))
@@ -47,7 +48,8 @@ class MLP(Model):
         *inner, last = params["layers"]
         for layer in inner:
             if self.batch_norm:
-                x = batch_norm(x @ layer["w"], layer["gamma"], layer["beta"], layer["mean"], layer["var"])
+                learnt, statistics = (layer["gamma"], layer["beta"]), (layer["mean"], layer["var"])
+                x = batch_norm(x @ layer["w"], *learnt, *statistics, synchronised=self.batch_norm == "synchronised")
             else:
                 x = linear(x, layer["w"], layer["b"])
             x = dropout(activation(x), self.dropout)
