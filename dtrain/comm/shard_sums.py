@@ -1,16 +1,16 @@
 """Sums over the shards of a step that are wanted in the middle of it, such as the statistics of a whole mini-batch.
 
 Every shard hands in the same number of small arrays in the same order, its *values*. They lie in the run's memory, an
-area for each shard, with a word each that becomes step + 1 when the value is there. Who has handed in value k waits until
-value k of all present shards is there, adds them itself in the order of `tree.py`, and goes on.
+area for each shard, with a word each that becomes step + 1 when the value is there. Who has handed in value k waits
+until value k of all present shards is there, adds them itself in the order of `tree.py`, and goes on.
 
 A value of a step is the same whoever computes it and however often, so one that is there is never written again in that
-step: a shard that is begun anew after a death finds what it had handed in, and a shard that was finished before has left
-all of its values to the others. Nobody waits for ever: a present shard is either finished or in somebody's hands.
+step: a shard that is begun anew after a death finds what it had handed in, and a shard that was finished before has
+left all of its values to the others. Nobody waits for ever: a present shard is either finished or in somebody's hands.
 
-No value is overwritten while somebody reads it: a rank reads the values of step t before it arrives at the first barrier
-of step t, and nobody writes one of step t + 1 before he has passed the last barrier of step t, which is behind the
-arrival of every rank. After a death the next generation begins when every rank is at rest.
+No value is overwritten while somebody reads it: a rank reads the values of step t before it arrives at the first
+barrier of step t, and nobody writes one of step t + 1 before having passed that barrier, which is behind the arrival of
+every rank. After a death the next generation begins when every rank is at rest.
 
 Between hosts, the first rank of each sends the values of its host's shards to all others, and puts theirs into its
 host's memory; the other ranks see no difference.
@@ -37,6 +37,7 @@ from dtrain.errors import InputError
 
 _ALIGN = 64
 _YIELDS = 2000
+_YIELDS_OF_MANY = 100  # more ranks than cores: who yields is soon on again, and keeps the awaited one from running
 _SLEEP_SECONDS = 100e-6
 _PATIENCE_SECONDS = 0.005
 
@@ -57,10 +58,13 @@ class Value:
 class Patience:
     """How one rank waits for others in one generation. It says all the while that it is not itself waited for."""
 
-    def __init__(self, memory: RunMemory, rank: int, generation: int, idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, memory: RunMemory, rank: int, ranks: int, generation: int, idle: Callable[[], None] = lambda: None
+    ) -> None:
         self._header, self._arrived = memory.header_words, memory.arrived_words
         self._waits = rank * ROW_WORDS + WAITS
         self._generation, self._idle = generation, idle
+        self._yields = _YIELDS if ranks <= (os.cpu_count() or 1) else _YIELDS_OF_MANY
 
     def until(self, words: memoryview[int], word: int, value: int) -> None:
         """Wait until a word has reached a value. Raises Halted."""
@@ -68,7 +72,7 @@ class Patience:
         while words[word] < value:
             self.check()
             turns += 1
-            if turns < _YIELDS:
+            if turns < self._yields:
                 os.sched_yield()
             else:
                 if turns % 1000 == 0:

@@ -10,8 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.comm.threads import one_blas_thread
-from dtrain.graph import CheckReport, Graph, backward, check_grads, flatten, named_leaves, step_context, unflatten
+from dtrain.graph import (
+    CheckReport,
+    Graph,
+    Tensor,
+    backward,
+    check_grads,
+    flatten,
+    named_leaves,
+    step_context,
+    unflatten,
+)
 from dtrain.graph.check import ArgumentCheck
+from dtrain.graph.ops.shards import sum_over_shards_
+from dtrain.graph.regions import replay
 from dtrain.graph.tensor import recording
 from dtrain.jobs.backend import make_launcher
 from dtrain.jobs.build import build
@@ -136,20 +148,60 @@ class _Model:
         with step_context(self._program.seed, 0, shard, training=True):
             return called("loss", self._program.loss, unflatten(self._structure, leaves), batch)
 
-    def gradient(self, indices: NDArray[np.int64], shard: int) -> tuple[list[NDArray[Any]], bool]:
-        """The gradient of the sum of the losses of these samples, and whether the loss draws random numbers."""
+    def gradient(self, indices: NDArray[np.int64], shard: int) -> tuple[list[NDArray[Any]], Graph]:
+        """The gradient of the sum of the losses of these samples, and what was recorded for it."""
         graph, batch = Graph(), self.batch(indices)
         inputs = {n: graph.input(a, n) for n, a in self.learnt.items()}
         samples = {k: graph.input(a, f"batch.{k}") for k, a in batch.items()}
         with recording(graph):
             loss = summed(self.loss(inputs, samples, shard), len(indices))
             found = backward([loss], None, list(inputs.values()))
-        return [np.asarray(g.value) for g in found], graph.key is not None
+        return [np.asarray(g.value) for g in found], graph
+
+    def gradient_together(self, shards: list[NDArray[np.int64]]) -> list[NDArray[Any]]:
+        """The gradient of the sum of the losses of all shards, in one graph in which the sums over shards are sums."""
+        graph = Graph()
+        inputs = {n: graph.input(a, n) for n, a in self.learnt.items()}
+        with recording(graph):
+            recorded = []
+            for shard, indices in enumerate(shards):
+                graph.key, graph.random_places = None, 0  # each shard draws its own numbers
+                samples = {k: graph.input(a, f"batch.{k}") for k, a in self.batch(indices).items()}
+                start = len(graph.nodes)
+                loss = summed(self.loss(inputs, samples, shard), len(indices))
+                recorded.append((graph.nodes[start : loss.index + 1], loss))
+            made: list[dict[int, Tensor]] = [{} for _ in shards]
+            ends = [[i for i, n in enumerate(nodes) if n.op is sum_over_shards_] for nodes, _ in recorded]
+            begun = [0] * len(shards)
+            for number in range(len(ends[0])):
+                terms, places = [], []
+                for shard, (nodes, _) in enumerate(recorded):
+                    place = nodes[ends[shard][number]]
+                    _record_again(nodes[begun[shard] : ends[shard][number]], made[shard], graph)
+                    begun[shard] = ends[shard][number] + 1
+                    terms.append(made[shard].get(place.inputs[0].index, place.inputs[0]))
+                    places.append(place)
+                total = sum(terms[1:], terms[0])
+                for again, place in zip(made, places, strict=True):
+                    again[place.index] = total
+            losses = []
+            for shard, (nodes, loss) in enumerate(recorded):
+                _record_again(nodes[begun[shard] :], made[shard], graph)
+                losses.append(made[shard][loss.index])
+            found = backward(losses, None, list(inputs.values()))
+        return [np.asarray(g.value) for g in found]
+
+
+def _record_again(nodes: list[Tensor], made: dict[int, Tensor], graph: Graph) -> None:
+    """Record nodes once more with what is ``made`` in the place of what it stands for, and add them to it."""
+    again = replay(nodes, made, graph)
+    made.update({node.index: new for node, new in zip(nodes, again, strict=True)})
 
 
 def _check_sums(spec: JobSpec, program: Program, model: _Model, workers: int) -> SumCheck:
     """Compare what the workers sum up with the gradient of the whole batch. A loss with dropout or batch norm is not
-    the same in one piece: there the shards are added one after the other."""
+    the same in one piece: there the shards are added one after the other, or recorded beside each other if they sum
+    something in the middle."""
     launcher = make_launcher(program, workers, None, lambda rows: spec_payload(spec, rows))
     with one_blas_thread():
         service = Service(
@@ -162,9 +214,12 @@ def _check_sums(spec: JobSpec, program: Program, model: _Model, workers: int) ->
     layout, sampler = service.memory.dimensions.layout, program.sampler()
     found = [view for i, view in enumerate(layout.views(total)) if i not in layout.momenta]
     shards = [indices for s in range(program.shards) if len(indices := sampler.indices(0, s))]
-    expected, is_random = model.gradient(np.concatenate(shards), 0)
+    expected, graph = model.gradient(np.concatenate(shards), 0)
     reference = "batch in one piece"
-    if is_random or model.running:
+    is_of_shards = graph.key is not None or bool(model.running)
+    if is_of_shards and any(node.op is sum_over_shards_ for node in graph.nodes):
+        expected, reference = model.gradient_together(shards), "shards in one graph"
+    elif is_of_shards:
         parts = [model.gradient(indices, s)[0] for s, indices in enumerate(shards)]
         expected, reference = [sum(p[1:], p[0]) for p in zip(*parts, strict=True)], "shards one by one"
     whole = np.sqrt(sum(float(np.sum(g * g)) for g in expected))

@@ -75,7 +75,12 @@ def validate(spec: JobSpec) -> Validation:
                 scratch += signature._arena.size + sum(a.nbytes for a in signature.batch.arrays.values())
             if program.eval:
                 runner.evaluate(0)
-        layout = runner.layout
+            meets = runner.meets(0, [0])
+        layout, memory = runner.layout, state.memory
+        shared = memory.nbytes - memory.values.nbytes - memory.value_steps.nbytes
+        if meets:  # the shards of a worker are under way side by side
+            shared += program.shards * runner.sums.nbytes
+            scratch *= -(-program.shards // workers)
         return Validation(
             name=spec.name,
             parameters=sum(view.size for view in runner.parameters),
@@ -89,7 +94,7 @@ def validate(spec: JobSpec) -> Validation:
             shards=program.shards,
             shard_samples=tuple(sorted(sizes, reverse=True)),
             workers=workers,
-            shared_bytes=state.memory.nbytes,
+            shared_bytes=shared,
             worker_bytes=scratch,
             data_bytes=sum(a.nbytes for part in (program.train, program.eval) for a in part.values()),
         )

@@ -25,12 +25,16 @@ from dtrain.train.shard import ShardRunner
 
 
 class Together:
-    """Runs the shards of one rank in one generation. ``links`` are those of a host's first rank, if there are others."""
+    """Runs the shards of one rank in one generation, in which the host has so many ranks.
+
+    ``links`` are those of the first rank of a host, if there are other hosts.
+    """
 
     def __init__(
         self,
         runner: ShardRunner,
         rank: int,
+        ranks: int,
         generation: int,
         idle: Callable[[], None],
         part: Part | None = None,
@@ -40,7 +44,7 @@ class Together:
         self._runner, self._memory, self._generation = runner, memory, generation
         self._header, self._words, self._beats = memory.header_words, memory.arrived_words, rank * ROW_WORDS + BEATS
         self._done = words(memory.shard_done)
-        self._patience = Patience(memory, rank, generation, idle)
+        self._patience = Patience(memory, rank, ranks, generation, idle)
         self._hosts = None if part is None or links is None else HostValues(part, links, self._patience)
         self._stretches: dict[int, _Stretches] = {}
 

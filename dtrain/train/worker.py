@@ -240,6 +240,7 @@ class Member:
         self.generation = int(message["generation"])
         # What follows is of this host: its ranks share its memory, and each of them updates a slice of it.
         self.rank, world_size = int(message["rank"]), int(message["world_size"])
+        self._world_size = world_size
         self.shards = tuple(range(*message["run"]))
         self.held: Held = ()
         self.first_held: Held = ()
@@ -342,7 +343,8 @@ class Member:
         own = [s for s in shards if s < len(present)] or (present[:1] if self._between is not None else ())
         if self._runner.meets(step, own):
             links = None if self._between is None else self._links
-            self._together = Together(self._runner, self.rank, self.generation, self._idle, self._part, links)
+            where = self.rank, self._world_size, self.generation
+            self._together = Together(self._runner, *where, self._idle, self._part, links)
             if self._between is not None:
                 self._between.overlaps = False
         else:

@@ -65,5 +65,5 @@ def sum_over_shards(x: Any) -> Any:
     if node.dtype.kind not in "iufc":
         raise InputError(f"sum_over_shards at {format_line(user_line())}: expected numbers, got {node.dtype}")
     total = sum_over_shards_(node)
-    total.weak = node.weak or type(x) in (int, float, complex)  # a Python number takes the dtype of what it meets, summed or not
+    total.weak = node.weak or type(x) in (int, float, complex)  # takes the dtype of what it meets, summed or not
     return total
