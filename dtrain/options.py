@@ -102,7 +102,8 @@ def _converted(key: str, hint: Any, value: Any) -> Any:
     if origin is typing.Literal:
         if value in arguments:
             return value
-        raise InputError(f"{key}: got {value!r}; {_suggest(str(value), [str(a) for a in arguments])}")
+        known = [str(a).lower() if isinstance(a, bool) else str(a) for a in arguments]  # as in a spec
+        raise InputError(f"{key}: got {value!r}; {_suggest(str(value), known)}")
     if hint is bool:
         if isinstance(value, bool):
             return value

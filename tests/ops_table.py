@@ -20,6 +20,13 @@ import tests.ops_rows.statistics  # noqa: F401
 from dtrain import graph
 from tests.ops_samples import ABOVE, CUBE, INSIDE, MASK, POSITIVE, ROWS, SAMPLES, V, X, Y, real, row, tensor
 
+
+def alone(x: Any) -> Any:
+    """The sum over shards as it is recorded in training, by the only shard."""
+    with graph.step_context(training=True):
+        return graph.sum_over_shards(x * x)
+
+
 # -- elementwise -------------------------------------------------------------------------------------------------------
 
 for _name, _input in {
@@ -57,6 +64,7 @@ row(
 for _p in (0.0, 1.0, 2.0, 3.0, 4.0, 0.5, -0.5, -1.0, -2.0, 2.5, 2):
     row(f"x**{_p}", lambda x, p=_p: x**p, lambda x, p=_p: x**p, POSITIVE)
 row("2**x", lambda x: 2.0**x, lambda x: 2.0**x, X)
+row("sum_over_shards of one", alone, lambda x: x * x, X)
 row("clip", lambda x: np.clip(x, -1.03, 0.98), lambda x: torch.clip(x, -1.03, 0.98), X)
 row("x.clip one side", lambda x: x.clip(min=-1.03), lambda x: torch.clip(x, -1.03), X)
 row("clip traced", lambda x, v: np.clip(x, -v, v), lambda x, v: torch.clip(x, -v, v), X, np.array(0.97))

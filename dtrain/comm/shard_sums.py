@@ -225,24 +225,24 @@ class HostValues:
         """Put the values of this number of all hosts into this host's memory. Raises Halted, LinkLost."""
         links, own = self._links, self._own
         self._sums.wait(number, own.shards)
-        for row, shard in zip(own.rows[number], own.shards, strict=True):
+        for row, shard in zip(own.rows(number), own.shards, strict=True):
             np.copyto(row, self._sums.handed_in(number, shard))
         missing = 0
         for host, frames in self._others.items():
-            if frames.rows[number].size:
-                links.receive(host, Kind.VALUES, frames.rows[number])
+            if frames.content[number].size:
+                links.receive(host, Kind.VALUES, frames.content[number])
                 missing += 1
             else:
                 self._take(number, frames)
-            if own.rows[number].size:
-                links.send(host, Kind.VALUES, own.rows[number])
+            if own.content[number].size:
+                links.send(host, Kind.VALUES, own.content[number])
         while missing or not links.is_sent():
             for host, _ in self._patience.receive(links, self._step):
                 self._take(number, self._others[host])
                 missing -= 1
 
     def _take(self, number: int, frames: _Frames) -> None:
-        for row, shard in zip(frames.rows[number], frames.shards, strict=True):
+        for row, shard in zip(frames.rows(number), frames.shards, strict=True):
             self._sums.hand_in(number, shard, row)
 
 
@@ -254,4 +254,9 @@ class _Frames:
 
     def __init__(self, sums: ShardSums, shards: tuple[int, ...]) -> None:
         self.shards = shards
-        self.rows = [np.empty((len(shards), *v.shape), v.dtype) for v in sums.values]
+        self.content = [np.empty((len(shards), *v.shape), v.dtype) for v in sums.values]
+
+    def rows(self, number: int) -> list[NDArray[np.generic]]:
+        """The value of each shard."""
+        content = self.content[number]
+        return [content[i, ...] for i in range(len(self.shards))]

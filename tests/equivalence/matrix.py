@@ -55,7 +55,8 @@ def loss(params, batch):
     return np.log(np.sum(np.exp(scores), axis=1)) - scores[np.arange(len(x)), batch["y"]]
 """
 MODELS: dict[str, dict[str, Any]] = {
-    "mlp": {"name": "mlp", "hidden": [48, 32], "batch_norm": True, "dropout": 0.2},
+    "mlp": {"name": "mlp", "hidden": [48, 32], "batch_norm": "synchronised", "dropout": 0.2},
+    "mlp of shards": {"name": "mlp", "hidden": [48, 32], "batch_norm": True, "dropout": 0.2},
     "convnet": {"name": "convnet", "filters": [4, 8], "hidden": [16], "dropout": 0.2},
     "transformer": {"entry": "transformer.py"},
     "gpt": {"name": "transformer", "width": 16, "heads": 2, "layers": 1, "dropout": 0.1},

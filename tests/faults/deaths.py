@@ -1,4 +1,4 @@
-"""A bomb that travels with the program into the workers and kills one of them in the middle of a phase, once."""
+"""A bomb that travels with the program into the workers and ends or stops one of them in the middle of a phase, once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dtrain.jobs.build import build
 from dtrain.jobs.local import LocalLauncher
 from dtrain.jobs.payload import program_payload
 from dtrain.train.numerics import numerics_class
+from dtrain.train.observer import Observer
 from dtrain.train.service import RunSettings, Service, max_workers
 
 STEP = 5
@@ -40,8 +41,10 @@ class Bomb:
 def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
     """Put a death into this process: at step STEP, on this rank, in the middle of this phase."""
     from dtrain.comm.reduce import SliceSum
+    from dtrain.comm.shard_sums import ShardSums
     from dtrain.train import update as train_update
     from dtrain.train.shard import ShardRunner
+    from dtrain.train.together import Together
     from dtrain.train.update import SliceUpdate, fold
     from dtrain.train.worker import Member
 
@@ -53,12 +56,12 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
                 os.close(os.open(fuse, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 return
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSTOP if phase.endswith("stop") else signal.SIGKILL)
 
     run, gather, add, update = Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update
 
     def noted_run(self, step, shards, *held):
-        here.update(step=step, rank=self.rank, shards=0)
+        here.update(step=step, rank=self.rank, shards=0, last=-1, done=0)
         return run(self, step, shards, *held)
 
     def deadly_gather(self, step, shard):
@@ -66,6 +69,23 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
         if phase == "gradients" and here["shards"] == 3:  # two shards are done, and are kept
             die()
         return gather(self, step, shard)
+
+    hand_in, stretch = ShardSums.hand_in, Together._run
+
+    def deadly_hand_in(self, number, shard, value):
+        place = {"forward": 1, "forward stop": 1, "backward": len(self.values) - 1}.get(phase)
+        if number == place and here["last"] != number:
+            here["last"] = number  # the rank's first shard; its second one does not come to hand in anything
+        elif number == place:
+            die()
+        return hand_in(self, number, shard, value)
+
+    def deadly_stretch(self, stretches, number):
+        stretch(self, stretches, number)
+        if phase == "done" and number == len(self._runner.sums.values):
+            here["done"] += 1
+            if here["done"] == 3:  # two of its four shards are done, and are kept
+                die()
 
     def deadly_sum(self, present, squares):
         if phase == "sum" and (here["step"], here["rank"]) == (STEP, rank):
@@ -98,6 +118,7 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
         die()
         raise AssertionError("should be dead")
 
+    ShardSums.hand_in, Together._run = deadly_hand_in, deadly_stretch  # type: ignore[method-assign]
     Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update = (  # type: ignore[method-assign]
         noted_run,
         deadly_gather,
@@ -107,7 +128,7 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
     return Bomb(phase, rank, fuse, metrics)
 
 
-def run(spec, phase: str, rank: int, workers: int = 2):
+def run(spec, phase: str, rank: int, workers: int = 2, observer: Observer | None = None, **settings: Any):
     """Train with the bomb planted; return the outcome and whether it went off."""
     with tempfile.TemporaryDirectory() as folder:
         fuse = str(Path(folder, "fuse"))
@@ -115,5 +136,7 @@ def run(spec, phase: str, rank: int, workers: int = 2):
         program = replace(program, metrics=Bomb(phase, rank, fuse, program.metrics))
         launcher = LocalLauncher(program_payload(program, max_workers(workers)))
         with one_blas_thread():
-            outcome = Service(program, RunSettings(workers, checkpoint_seconds=0.0), launcher, numerics_class()).run()
+            settings = {"checkpoint_seconds": 0.0, **settings}
+            service = Service(program, RunSettings(workers, **settings), launcher, numerics_class(), observer=observer)
+            outcome = service.run()
         return outcome, os.path.exists(fuse)

@@ -22,8 +22,8 @@ ACTIVATIONS = {"relu": relu, "tanh": tanh, "sigmoid": sigmoid}
 class MLP(Model):
     """``hidden`` are the widths of the hidden layers, ``dropout`` is the share of their outputs that training drops.
 
-    With ``batch_norm`` a hidden layer is normalised before its activation, over the shard or, with ``synchronised``, the
-    whole mini-batch; β takes the place of the bias.
+    With ``batch_norm`` a hidden layer is normalised before its activation: over the shard, or ("synchronised") over the
+    whole mini-batch. β takes the place of the bias.
     """
 
     hidden: tuple[int, ...] = number((100,), at_least=1)
