@@ -1,4 +1,4 @@
-"""A bomb that travels with the program into the workers and ends or stops one of them in the middle of a phase, once."""
+"""A bomb that travels with the program into the workers and kills or stops one of them within a phase, once."""
 
 from __future__ import annotations
 

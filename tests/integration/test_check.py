@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,33 @@ def test_a_loss_that_is_no_sum_over_samples_is_found_in_the_sum_of_the_workers(t
         assert values["all_reduce"]["samples"] % values["all_reduce"]["shards"] != 0
         assert values["all_reduce"]["band"] == ("wrong" if centred else "right")
         assert all(row["relative_error"] < 1e-7 for row in values["gradients"])
+
+
+SUMS = """
+import os
+import numpy as np
+from dtrain.nn import dropout, sum_over_shards
+
+def init(rng):
+    return {"w": rng.standard_normal((2, 3))}
+
+def loss(params, batch):
+    scores = dropout(np.tanh(batch["x"] @ params["w"]), 0.5)
+    mean = sum_over_shards(np.sum(scores, axis=0)) / sum_over_shards(len(scores))
+    return np.sum((scores - mean) ** 2, axis=1) / sum_over_shards(np.sum(scores**2)) * FACTOR
+"""
+
+
+def test_sums_over_the_shards_are_compared_with_one_graph_of_all_shards(tmp_path: Path) -> None:
+    """Each shard has a mask of its own, so that neither the whole batch nor the shards alone are the same."""
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB)
+    elsewhere = f"(1.0 + 0.01 * (os.getpid() != {os.getpid()}))"  # the workers do not do what they should
+    for factor, code, band in (("1.0", 0, "right"), (elsewhere, 3, "wrong")):
+        (tmp_path / "model.py").write_text(SUMS.replace("FACTOR", factor))
+        found, values = figures(job, "--workers", "3")
+        assert (found, values["all_reduce"]["reference"]) == (code, "shards in one graph")
+        assert values["all_reduce"]["band"] == band
 
 
 def test_running_values_have_no_gradient_to_check(tmp_path: Path) -> None:

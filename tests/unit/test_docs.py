@@ -329,7 +329,7 @@ def option_words(cls: type, changed: dict[str, Any], left_out: tuple[str, ...] =
             text = f"`{field.name}: {value}`"
         about = [f"{word} {bound:g}" for word, bound in field.metadata.get("bounds", {}).items()]
         if typing.get_origin(hints[field.name]) is typing.Literal:
-            about = list(typing.get_args(hints[field.name]))
+            about = [str(a).lower() if isinstance(a, bool) else a for a in typing.get_args(hints[field.name])]
         words.append(f"{text} ({', '.join(about)})" if about else text)
     return words
 

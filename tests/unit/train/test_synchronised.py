@@ -15,9 +15,10 @@ from dtrain.comm.memory import BEATS, WAITS, RunMemory
 from dtrain.comm.threads import one_blas_thread
 from dtrain.data.sampler import Sampler
 from dtrain.errors import InputError, NonFiniteError, TraceError
-from dtrain.graph import Graph, grad, jacobian, step_context
+from dtrain.graph import Graph, draw, grad, jacobian, step_context
 from dtrain.graph.tensor import recording
 from dtrain.optim import make_rule, make_schedule
+from dtrain.train.introspection import introspect, shard_graph
 from dtrain.train.program import Program, dimensions
 from dtrain.train.shard import ShardRunner
 from dtrain.train.together import Together
@@ -289,6 +290,17 @@ def test_a_shard_that_was_done_before_is_not_run_again() -> None:
     Together(fresh, 0, 1, 1, lambda: None).run(0, (1, 3), (0, 1, 2, 3), ())
     assert gradients_of(again) == expected
     assert again.memory.shard_done.tolist() == [1, 1, 1, 1]
+
+
+def test_a_look_into_the_run_takes_the_first_shard_for_the_whole_batch() -> None:
+    p = program()
+    tensors = {"parameters": {n: np.asarray(v) for n, v in sorted(init().items())}}
+    found = introspect(p, tensors, 0)
+    batch = {k: a[p.sampler().indices(0, 0)] for k, a in DATA.items()}
+    with step_context(training=True):
+        assert found["loss"] == pytest.approx(np.mean(loss(p.initial_parameters(), batch)), rel=1e-12)
+    assert all(entry["gradient"]["not_finite"] == 0 for entry in found["parameters"])
+    assert "sum_over_shards" in draw(shard_graph(p, p.initial_parameters()))
 
 
 def test_a_loss_without_sums_shares_its_memory_between_shards() -> None:
