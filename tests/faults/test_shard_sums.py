@@ -29,8 +29,7 @@ def fingerprint() -> str:
     return train(spec_of(**SPEC), 0).fingerprint
 
 
-@pytest.mark.parametrize("phase", ["forward", "backward", "done"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("phase", "workers"), [("forward", 2), ("backward", 2), ("done", 2), ("backward", 1)])
 def test_a_death_between_two_sums_costs_no_step(phase: str, workers: int, fingerprint: str) -> None:
     """The last rank dies with a value of its first shard handed in, or with two of its shards done."""
     with nothing_left_behind():
@@ -59,12 +58,13 @@ def test_who_waits_for_a_stopped_worker_is_not_blamed(fingerprint: str) -> None:
     assert outcome.fingerprint == fingerprint
 
 
+@pytest.mark.slow
 def test_random_kills_cost_no_step() -> None:
-    spec = spec_of(**{**SPEC, "epochs": 16})
+    spec = spec_of(**{**SPEC, "epochs": 60})
     with nothing_left_behind():
-        outcome, steps, count = train_under_fire(spec, 2, kills=2, seed=4)
-    assert count == 2
-    assert steps_lost(steps.recorded, 16 * 12) == 0
+        outcome, steps, count = train_under_fire(spec, 2, kills=6, seed=4)
+    assert count == 6
+    assert steps_lost(steps.recorded, 60 * 12) == 0
     assert outcome.fingerprint == train(spec, 0).fingerprint
 
 
