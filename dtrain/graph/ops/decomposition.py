@@ -1,11 +1,12 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Cholesky, QR, eigenvalues of symmetric matrices, singular values, and the norms made of them.
+"""Cholesky, QR, eigenvalues, singular values, and the norms made of them.
 
 A decomposition is one primitive whose result holds all factors side by side in the last axis; the functions take them
 apart. Degenerate eigenvalues or singular values have no gradient of their vectors: the parts that would divide by zero
-are left out, so that a function of the values alone stays right. Rules: Giles (2008); Murray, arXiv:1602.07527;
-Townsend, Differentiating the singular value decomposition (2016).
+are left out, so that a function of the values alone stays right. The phases of complex vectors are arbitrary: the
+gradient is that of functions which do not depend on them. Rules: Giles (2008); Murray, arXiv:1602.07527; Townsend,
+Differentiating the singular value decomposition (2016); Boeddeker et al., arXiv:1701.00392, for complex matrices.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from dtrain.graph.primitive import Shape, as_tensor, primitive, record
 _EIGH = type(np.linalg.eigh(np.eye(1)))
 _QR = type(np.linalg.qr(np.eye(1)))
 _SVD = type(np.linalg.svd(np.eye(1)))
+_EIG = type(np.linalg.eig(np.eye(1)))
 
 
-def _symmetric(x: Any) -> Any:
-    return (x + turned(x)) * 0.5
+def _adjoint(x: Any) -> Any:
+    """Return the conjugate transpose."""
+    return turned(np.conjugate(x))
 
 
 def _refuse_complex(x: Any, name: str) -> Any:
@@ -64,21 +67,21 @@ def _differences(values: Any) -> Any:
 def cholesky_(g, out, x):
     """np.linalg.cholesky, the lower factor. The gradient is symmetric, as if both halves of x were read."""
     half = np.tril(np.ones(x.shape[-2:], x.dtype)) - 0.5 * np.eye(x.shape[-1], dtype=x.dtype)
-    inner = (turned(out) @ np.tril(g)) * half
-    back = np.linalg.solve(turned(out), turned(np.linalg.solve(turned(out), turned(inner))))
-    return _symmetric(back)
+    inner = (_adjoint(out) @ np.tril(np.conjugate(g))) * half
+    back = np.linalg.solve(_adjoint(out), _adjoint(np.linalg.solve(_adjoint(out), _adjoint(inner))))
+    return np.conjugate(back + _adjoint(back)) * 0.5
 
 
 def cholesky(x: Any, /, *, upper: bool = False) -> Any:
     """Record np.linalg.cholesky."""
-    x = _refuse_complex(x, "cholesky")
-    return turned(record(cholesky_, (turned(x),))) if upper else record(cholesky_, (x,))
+    x = as_tensor(x)
+    return _adjoint(record(cholesky_, (_adjoint(x),))) if upper else record(cholesky_, (x,))
 
 
-# -- eigenvalues of symmetric matrices --------------------------------------------------------------------------------
+# -- eigenvalues ------------------------------------------------------------------------------------------------------
 
 
-def _eigh_shape(x: Any, *, uplo: str) -> tuple[Shape, np.dtype[Any]]:
+def _eigen_shape(x: Any, **static: Any) -> tuple[Shape, np.dtype[Any]]:
     shape, dtype = square_shape(x)
     n = shape[-1]
     return (*shape[:-2], n + n * n), dtype
@@ -89,29 +92,63 @@ def _eigh(x: np.ndarray, *, uplo: str) -> np.ndarray:
     return _packed(w[..., None], v)
 
 
-@primitive(shape=_eigh_shape, bind=copying(_eigh), expects=square_expects)
+@primitive(shape=_eigen_shape, bind=copying(_eigh), expects=square_expects)
 def eigh_factors(g, out, x, *, uplo):
     """np.linalg.eigh: eigenvalues and eigenvectors. The gradient lies in the triangle of x that NumPy reads."""
     n = x.shape[-1]
     w, v = _unpacked(out, (n,), (n, n))
-    gw, gv = _unpacked(g, (n,), (n, n))
-    inner = np.where(np.eye(n, dtype=bool), gw[..., None, :], _differences(w) * (turned(v) @ gv))
-    half = v @ inner @ turned(v)
-    triangle = np.tril(np.ones((n, n), bool), -1)
+    gw, gv = _unpacked(np.conjugate(g), (n,), (n, n))
     eye = np.eye(n, dtype=bool)
-    return np.where(triangle if uplo.upper() == "L" else triangle.T, half + turned(half), np.where(eye, half, 0.0))
+    inner = np.where(eye, np.real(gw)[..., None, :], _differences(np.real(w)) * (_adjoint(v) @ gv))
+    half = v @ inner @ _adjoint(v)
+    triangle = np.tril(np.ones((n, n), bool), -1)
+    both = half + _adjoint(half)
+    kept = np.where(triangle if uplo.upper() == "L" else triangle.T, both, np.where(eye, np.real(both) * 0.5, 0.0))
+    return np.conjugate(kept)
 
 
 def eigh(x: Any, UPLO: str = "L") -> Any:
-    """Record np.linalg.eigh of real symmetric matrices."""
-    x = _refuse_complex(x, "eigh")
+    """Record np.linalg.eigh of symmetric and of Hermitian matrices."""
+    x = as_tensor(x)
     n = x.shape[-1]
-    return _EIGH(*_unpacked(record(eigh_factors, (x,), {"uplo": UPLO}), (n,), (n, n)))
+    w, v = _unpacked(record(eigh_factors, (x,), {"uplo": UPLO}), (n,), (n, n))
+    return _EIGH(np.real(w), v)
 
 
 def eigvalsh(x: Any, UPLO: str = "L") -> Any:
     """Record np.linalg.eigvalsh."""
     return eigh(x, UPLO)[0]
+
+
+def _eig(x: np.ndarray) -> np.ndarray:
+    w, v = np.linalg.eig(x)
+    return _packed(w[..., None], v)
+
+
+@primitive(shape=_eigen_shape, bind=copying(_eig), expects=square_expects)
+def eig_factors(g, out, x):
+    """np.linalg.eig of complex matrices, whose eigenvectors have length 1."""
+    n = x.shape[-1]
+    w, v = _unpacked(out, (n,), (n, n))
+    gw, gv = _unpacked(np.conjugate(g), (n,), (n, n))
+    moved = _adjoint(v) @ gv
+    lengths = np.real(np.sum(np.where(np.eye(n, dtype=bool), moved, 0.0), axis=-2, keepdims=True))
+    inner = np.conjugate(_differences(w)) * (moved - (_adjoint(v) @ v) * lengths)
+    inner = np.where(np.eye(n, dtype=bool), gw[..., None, :], inner)
+    return np.conjugate(np.linalg.solve(_adjoint(v), inner @ _adjoint(v)))
+
+
+def eig(x: Any) -> Any:
+    """Record np.linalg.eig. The results are complex, for matrices whose eigenvalues are all real too."""
+    x = as_tensor(x)
+    x = x.astype(np.result_type(float_dtype(x), np.complex64))
+    n = x.shape[-1]
+    return _EIG(*_unpacked(record(eig_factors, (x,)), (n,), (n, n)))
+
+
+def eigvals(x: Any) -> Any:
+    """Record np.linalg.eigvals, complex as those of `eig`."""
+    return eig(x)[0]
 
 
 # -- QR ---------------------------------------------------------------------------------------------------------------
@@ -173,26 +210,29 @@ def svd_factors(g, out, x):
     m, n = x.shape[-2:]
     k = min(m, n)
     s, u, vh = _unpacked(out, (k,), (m, k), (k, n))
-    gs, gu, gvh = _unpacked(g, (k,), (m, k), (k, n))
-    v, gv = turned(vh), turned(gvh)
+    gs, gu, gvh = _unpacked(np.conjugate(g), (k,), (m, k), (k, n))
+    s, v, gv = np.real(s), _adjoint(vh), _adjoint(gvh)
     f = _differences(np.square(s))
-    inner_u, inner_v = turned(u) @ gu, turned(v) @ gv
+    inner_u, inner_v = _adjoint(u) @ gu, _adjoint(v) @ gv
     rows, columns = s[..., :, None], s[..., None, :]
-    inner = (f * (inner_u - turned(inner_u))) * columns + rows * (f * (inner_v - turned(inner_v)))
-    inner = np.where(np.eye(k, dtype=bool), gs[..., None, :], inner)
-    result = u @ inner @ vh
     zero = columns == 0
     inverse = np.where(zero, 0.0, 1.0 / np.where(zero, 1.0, columns))
+    inner = (f * (inner_u - _adjoint(inner_u))) * columns + rows * (f * (inner_v - _adjoint(inner_v)))
+    on_diagonal = np.real(gs)[..., None, :]
+    if x.dtype.kind == "c":  # the phase of u against that of v
+        on_diagonal = on_diagonal + (inner_u - _adjoint(inner_u)) * (0.5 * inverse)
+    inner = np.where(np.eye(k, dtype=bool), on_diagonal, inner)
+    result = u @ inner @ vh
     if m > k:
         result = result + ((gu - u @ inner_u) * inverse) @ vh
     if n > k:
-        result = result + (u * inverse) @ turned(gv - v @ inner_v)
-    return result
+        result = result + (u * inverse) @ _adjoint(gv - v @ inner_v)
+    return np.conjugate(result)
 
 
 def svd(x: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: bool = False) -> Any:
     """Record np.linalg.svd with full_matrices=False, or of square matrices, or without the vectors."""
-    x = _refuse_complex(x, "svd")
+    x = as_tensor(x)
     m, n = x.shape[-2:]
     k = min(m, n)
     if compute_uv and full_matrices and m != n:
@@ -201,6 +241,7 @@ def svd(x: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: 
             "full_matrices=False"
         )
     s, u, vh = _unpacked(record(svd_factors, (x,)), (k,), (m, k), (k, n))
+    s = np.real(s)
     return _SVD(u, s, vh) if compute_uv else s
 
 
