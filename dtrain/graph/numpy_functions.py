@@ -6,6 +6,7 @@ silently evaluated.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from dtrain.graph.ops import (
     indexing,
     joining,
     linear,
+    making,
     order,
     padding,
     reduction,
@@ -264,6 +266,18 @@ FUNCTIONS.update(
         np.isreal: complex_numbers.isreal,
         np.isrealobj: _is_real,
         np.result_type: _result_type,
+    }
+)
+
+FUNCTIONS.update(  # with like=x of a traced x
+    {
+        np.array: making.array,
+        np.asarray: partial(making.array, copy=False),
+        np.asanyarray: partial(making.array, copy=False),
+        np.full: making.full,
+        np.zeros: making.zeros,
+        np.empty: making.zeros,
+        np.ones: making.ones,
     }
 )
 

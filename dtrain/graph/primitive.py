@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.errors import ShapeError, TraceError
-from dtrain.graph.tensor import EMPTY, Graph, Tensor, active_graph, format_line, user_line
+from dtrain.graph.tensor import EMPTY, Graph, Tensor, active_graph, format_line, holds_tensor, stacked, user_line
 
 Call = Callable[[], Any]
 Shape = tuple[int, ...]
@@ -244,6 +244,7 @@ def promote(args: Sequence[Any]) -> Sequence[Any]:
             break
     else:
         return args
+    args = [stacked(a) if holds_tensor(a) else a for a in args]
     strong: list[np.dtype[Any]] = []
     weak: list[type] = []
     graph: Graph | None = None
@@ -290,7 +291,7 @@ def as_tensor(x: Any, graph: Graph | None = None) -> Tensor:
     graph = graph or active_graph()
     if graph is None:
         raise TraceError(f"{type(x).__name__} at {format_line(user_line())}: nothing is being traced")
-    return graph.constant(x)
+    return stacked(x) if holds_tensor(x) else graph.constant(x)
 
 
 def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:

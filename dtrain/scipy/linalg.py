@@ -80,8 +80,8 @@ def cho_solve(c_and_lower: Any, b: Any, overwrite_b: bool = False, check_finite:
 
 @_traced_only
 def det(a: Any, overwrite_a: bool = False, check_finite: bool = True) -> Any:
-    """Return the determinant."""
-    return np.linalg.det(a)
+    """Return the determinant of matrices (…, n, n), in double precision as SciPy has it."""
+    return np.linalg.det(a.astype(np.result_type(a.dtype, np.float64)))
 
 
 @_traced_only

@@ -50,10 +50,10 @@ def polygamma(n: Any, x: Any) -> Any:
     if isinstance(n, Tensor):
         raise UnsupportedFunctionError(f"scipy.special.polygamma of a traced order at {n.location}: pass a number")
     n = np.asarray(n)
-    order = np.where(n == 0, 1.0, n)
-    sign = np.where(n % 2 == 1, 1.0, -1.0)
-    if isinstance(x, Tensor):
-        order, sign = order.astype(x.dtype), sign.astype(x.dtype)
+    x = x if isinstance(x, Tensor) else np.asarray(x)
+    dtype = x.dtype if x.dtype.kind == "f" else np.dtype(float)
+    order = np.where(n == 0, 1.0, n).astype(dtype)
+    sign = np.where(n % 2 == 1, 1.0, -1.0).astype(dtype)
     higher = sign * special.gamma(order + 1.0) * special.zeta(order + 1.0, x)
     return np.where(n == 0, special.psi(x), higher) if np.any(n == 0) else higher
 

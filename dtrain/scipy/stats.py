@@ -1,11 +1,11 @@
 # mypy: allow-untyped-defs
 # Densities are formulas: their arguments are all arrays, and types would hide the mathematics.
-"""Densities and distribution functions of scipy.stats, of traced arrays; plain ones go to SciPy.
+"""Densities and distribution functions of scipy.stats, of traced and of plain arrays; float32 stays float32.
 
-Every name of scipy.stats is here, and every method of its distributions; what can be recorded is pdf, logpdf, cdf, sf,
-logcdf and logsf of the continuous distributions below, pmf, logpmf, cdf and sf of the discrete ones, and pdf, logpdf
-(and entropy) of `multivariate_normal` and `dirichlet`. There is no derivative of a cdf with respect to the shape of
-gamma, chi2, beta and t: asking for it is an error.
+Every name of scipy.stats is here, and every method of its distributions. Those that can be recorded are pdf, logpdf,
+cdf, sf, logcdf and logsf of the continuous distributions below, pmf, logpmf, cdf and sf of the discrete ones, and pdf and
+logpdf of `dirichlet` and `multivariate_normal` (entropy too). There is no derivative of a cdf with respect to the shape
+of gamma, chi2, beta and t: asking for it is an error. Parameters are not checked.
 """
 
 from __future__ import annotations
@@ -44,8 +44,16 @@ def __getattr__(name: str) -> Any:
     return getattr(stats, name)
 
 
-def _is_traced(*values: Any) -> bool:
-    return any(isinstance(v, Tensor) for v in values)
+def _dtype(*values: Any) -> np.dtype[Any]:
+    """Return the floating dtype of the arrays among the values; Python numbers follow it."""
+    kinds = [v.dtype for v in values if hasattr(v, "dtype") and not getattr(v, "weak", False)]
+    dtype = np.result_type(*kinds) if kinds else np.dtype(float)
+    return dtype if dtype.kind == "f" else np.dtype(float)
+
+
+def _arrays(*values: Any) -> list[Any]:
+    dtype = _dtype(*values)
+    return [v if hasattr(v, "dtype") or v is None else np.asarray(v, dtype)[()] for v in values]
 
 
 class _Distribution:
@@ -58,24 +66,22 @@ class _Distribution:
         self.plain = getattr(stats, name)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "plain":
+            raise AttributeError(name)
         return getattr(self.plain, name)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.plain(*args, **options)
 
     def _bound(self, x: Any, args: Any, options: Any, names: tuple[str, ...]) -> list[Any]:
-        """Return x and the parameters in order; Python numbers take the dtype of the arrays."""
+        """Return x and the parameters in order."""
         if len(args) > len(names) or set(options) - set(names[len(args) :]):
             raise TypeError(f"{self.name} takes x, {', '.join(names)}")
         given = {"loc": 0.0, "scale": 1.0, **dict(zip(names, args, strict=False)), **options}
         absent = [n for n in names if n not in given]
         if absent:
             raise TypeError(f"{self.name} needs {', '.join(absent)}")
-        values = [x, *[given[n] for n in names]]
-        kinds = [v.dtype for v in values if hasattr(v, "dtype")]
-        dtype = np.result_type(*kinds)
-        dtype = dtype if dtype.kind == "f" else np.dtype(float)
-        return [v if hasattr(v, "dtype") else np.asarray(v, dtype)[()] for v in values]
+        return _arrays(x, *[given[n] for n in names])
 
 
 class _Continuous(_Distribution):
@@ -92,20 +98,14 @@ class _Continuous(_Distribution):
         return y, np.where((y >= self.low) & (y <= self.high), y, self.inside), scale, shapes
 
     def logpdf(self, x, *args, **options):
-        if not _is_traced(x, *args, *options.values()):
-            return self.plain.logpdf(x, *args, **options)
         y, safe, scale, shapes = self._standard(x, args, options)
         found = self._logpdf(safe, *shapes) - np.log(scale)
         return found if safe is y else np.where((y >= self.low) & (y <= self.high), found, -math.inf)
 
     def pdf(self, x, *args, **options):
-        if not _is_traced(x, *args, *options.values()):
-            return self.plain.pdf(x, *args, **options)
         return np.exp(self.logpdf(x, *args, **options))
 
     def _probability(self, name, x, args, options, below, above):
-        if not _is_traced(x, *args, *options.values()):
-            return getattr(self.plain, name)(x, *args, **options)
         y, safe, _, shapes = self._standard(x, args, options)
         found = getattr(self, f"_{name}")(safe, *shapes)
         return found if safe is y else np.where(y < self.low, below, np.where(y > self.high, above, found))
@@ -290,25 +290,17 @@ class _Discrete(_Distribution):
         return k - loc, np.maximum(k - loc, 0), shapes
 
     def logpmf(self, k, *args, **options):
-        if not _is_traced(k, *args, *options.values()):
-            return self.plain.logpmf(k, *args, **options)
         k, safe, shapes = self._parts(k, args, options)
         return np.where((k >= 0) & (np.floor(k) == k), self._logpmf(safe, *shapes), -math.inf)
 
     def pmf(self, k, *args, **options):
-        if not _is_traced(k, *args, *options.values()):
-            return self.plain.pmf(k, *args, **options)
         return np.exp(self.logpmf(k, *args, **options))
 
     def cdf(self, k, *args, **options):
-        if not _is_traced(k, *args, *options.values()):
-            return self.plain.cdf(k, *args, **options)
         k, safe, shapes = self._parts(k, args, options)
         return np.where(k >= 0, self._cdf(np.floor(safe), *shapes), 0.0)
 
     def sf(self, k, *args, **options):
-        if not _is_traced(k, *args, *options.values()):
-            return self.plain.sf(k, *args, **options)
         return 1.0 - self.cdf(k, *args, **options)
 
     def _logpmf(self, k, *shapes):
@@ -355,15 +347,14 @@ class _Bernoulli(_Binom):
 class _Dirichlet(_Distribution):
     def logpdf(self, x, alpha):
         """x is (k,) or (k, n): points of the simplex, which is not checked, or without their last coordinate."""
-        if not _is_traced(x, alpha):
-            return self.plain.logpdf(x, alpha)
-        if np.shape(x)[0] == np.shape(alpha)[0] - 1:
+        x, alpha = _arrays(x, alpha)
+        if x.shape[0] == alpha.shape[0] - 1:
             x = np.concatenate([x, 1.0 - np.sum(x, axis=0, keepdims=True)])
         size = np.sum(special.gammaln(alpha)) - special.gammaln(np.sum(alpha))
         return np.sum(special.xlogy(alpha - 1.0, np.transpose(x)), axis=-1) - size
 
     def pdf(self, x, alpha):
-        return np.exp(self.logpdf(x, alpha)) if _is_traced(x, alpha) else self.plain.pdf(x, alpha)
+        return np.exp(self.logpdf(x, alpha))
 
 
 class _MultivariateNormal(_Distribution):
@@ -373,21 +364,17 @@ class _MultivariateNormal(_Distribution):
         The gradient of cov is symmetric. With `allow_singular` its rank must not change, and points outside of its
         range have -inf.
         """
-        if not _is_traced(x, mean, cov):
-            return self.plain.logpdf(x, mean, cov, allow_singular)
+        x, mean, cov = _arrays(x, mean, cov)
         dim, cov = self._matrix(mean, cov)
         if np.ndim(x) == 0 or (np.ndim(x) == 1 and dim == 1):
             x = np.reshape(x, (-1, 1))
         return np.squeeze(self._logpdf(x, mean, cov, dim, allow_singular))
 
     def pdf(self, x, mean=None, cov=1, allow_singular=False):
-        if not _is_traced(x, mean, cov):
-            return self.plain.pdf(x, mean, cov, allow_singular)
         return np.exp(self.logpdf(x, mean, cov, allow_singular))
 
     def entropy(self, mean=None, cov=1):
-        if not _is_traced(mean, cov):
-            return self.plain.entropy(mean, cov)
+        mean, cov = _arrays(mean, cov)
         dim, cov = self._matrix(mean, cov)
         return 0.5 * dim * (math.log(2.0 * math.pi) + 1.0) + 0.5 * np.linalg.slogdet(cov)[1]
 
@@ -395,7 +382,7 @@ class _MultivariateNormal(_Distribution):
         """Return the number of coordinates and the covariance as a matrix."""
         known = [np.shape(p)[0] for p in (mean, cov) if p is not None and np.ndim(p)]
         dim = known[0] if known else 1
-        return dim, cov if np.ndim(cov) == 2 else np.diag(cov) if np.ndim(cov) == 1 else cov * np.eye(dim)
+        return dim, cov if np.ndim(cov) == 2 else np.diag(cov) if np.ndim(cov) == 1 else cov * np.eye(dim, dtype=cov.dtype)
 
     def _logpdf(self, x: Any, mean: Any, cov: Any, dim: int, allow_singular: bool) -> Any:
         from_mean = x if mean is None else x - mean

@@ -17,25 +17,13 @@ import numpy as np
 
 from dtrain.errors import UnsupportedFunctionError
 from dtrain.graph.ops.reduction import is_given, normalize_axes
-from dtrain.graph.ops.solving import copying, float_dtype, square_expects, square_shape, turned
+from dtrain.graph.ops.solving import adjoint, copying, float_dtype, square_expects, square_shape, turned
 from dtrain.graph.primitive import Shape, as_tensor, primitive, record
 
 _EIGH = type(np.linalg.eigh(np.eye(1)))
 _QR = type(np.linalg.qr(np.eye(1)))
 _SVD = type(np.linalg.svd(np.eye(1)))
 _EIG = type(np.linalg.eig(np.eye(1)))
-
-
-def _adjoint(x: Any) -> Any:
-    """Return the conjugate transpose."""
-    return turned(np.conjugate(x))
-
-
-def _refuse_complex(x: Any, name: str) -> Any:
-    x = as_tensor(x)
-    if x.dtype.kind == "c":
-        raise UnsupportedFunctionError(f"np.linalg.{name} of complex matrices is not covered")
-    return x
 
 
 def _packed(*parts: np.ndarray) -> np.ndarray:
@@ -67,15 +55,15 @@ def _differences(values: Any) -> Any:
 def cholesky_(g, out, x):
     """np.linalg.cholesky, the lower factor. The gradient is symmetric, as if both halves of x were read."""
     half = np.tril(np.ones(x.shape[-2:], x.dtype)) - 0.5 * np.eye(x.shape[-1], dtype=x.dtype)
-    inner = (_adjoint(out) @ np.tril(np.conjugate(g))) * half
-    back = np.linalg.solve(_adjoint(out), _adjoint(np.linalg.solve(_adjoint(out), _adjoint(inner))))
-    return np.conjugate(back + _adjoint(back)) * 0.5
+    inner = (adjoint(out) @ np.tril(np.conjugate(g))) * half
+    back = np.linalg.solve(adjoint(out), adjoint(np.linalg.solve(adjoint(out), adjoint(inner))))
+    return np.conjugate(back + adjoint(back)) * 0.5
 
 
 def cholesky(x: Any, /, *, upper: bool = False) -> Any:
     """Record np.linalg.cholesky."""
     x = as_tensor(x)
-    return _adjoint(record(cholesky_, (_adjoint(x),))) if upper else record(cholesky_, (x,))
+    return adjoint(record(cholesky_, (adjoint(x),))) if upper else record(cholesky_, (x,))
 
 
 # -- eigenvalues ------------------------------------------------------------------------------------------------------
@@ -99,10 +87,10 @@ def eigh_factors(g, out, x, *, uplo):
     w, v = _unpacked(out, (n,), (n, n))
     gw, gv = _unpacked(np.conjugate(g), (n,), (n, n))
     eye = np.eye(n, dtype=bool)
-    inner = np.where(eye, np.real(gw)[..., None, :], _differences(np.real(w)) * (_adjoint(v) @ gv))
-    half = v @ inner @ _adjoint(v)
+    inner = np.where(eye, np.real(gw)[..., None, :], _differences(np.real(w)) * (adjoint(v) @ gv))
+    half = v @ inner @ adjoint(v)
     triangle = np.tril(np.ones((n, n), bool), -1)
-    both = half + _adjoint(half)
+    both = half + adjoint(half)
     kept = np.where(triangle if uplo.upper() == "L" else triangle.T, both, np.where(eye, np.real(both) * 0.5, 0.0))
     return np.conjugate(kept)
 
@@ -120,28 +108,33 @@ def eigvalsh(x: Any, UPLO: str = "L") -> Any:
     return eigh(x, UPLO)[0]
 
 
+def _eig_shape(x: Any) -> tuple[Shape, np.dtype[Any]]:
+    shape, dtype = _eigen_shape(x)
+    return shape, np.result_type(dtype, np.complex64)
+
+
 def _eig(x: np.ndarray) -> np.ndarray:
     w, v = np.linalg.eig(x)
     return _packed(w[..., None], v)
 
 
-@primitive(shape=_eigen_shape, bind=copying(_eig), expects=square_expects)
+@primitive(shape=_eig_shape, bind=copying(_eig), expects=square_expects)
 def eig_factors(g, out, x):
-    """np.linalg.eig of complex matrices, whose eigenvectors have length 1."""
+    """np.linalg.eig, whose eigenvectors have length 1; the result is complex."""
     n = x.shape[-1]
     w, v = _unpacked(out, (n,), (n, n))
     gw, gv = _unpacked(np.conjugate(g), (n,), (n, n))
-    moved = _adjoint(v) @ gv
+    moved = adjoint(v) @ gv
     lengths = np.real(np.sum(np.where(np.eye(n, dtype=bool), moved, 0.0), axis=-2, keepdims=True))
-    inner = np.conjugate(_differences(w)) * (moved - (_adjoint(v) @ v) * lengths)
+    inner = np.conjugate(_differences(w)) * (moved - (adjoint(v) @ v) * lengths)
     inner = np.where(np.eye(n, dtype=bool), gw[..., None, :], inner)
-    return np.conjugate(np.linalg.solve(_adjoint(v), inner @ _adjoint(v)))
+    result = np.conjugate(np.linalg.solve(adjoint(v), inner @ adjoint(v)))
+    return result if x.dtype.kind == "c" else np.real(result)
 
 
 def eig(x: Any) -> Any:
     """Record np.linalg.eig. The results are complex, for matrices whose eigenvalues are all real too."""
     x = as_tensor(x)
-    x = x.astype(np.result_type(float_dtype(x), np.complex64))
     n = x.shape[-1]
     return _EIG(*_unpacked(record(eig_factors, (x,)), (n,), (n, n)))
 
@@ -168,16 +161,16 @@ def qr_factors(g, out, x):
     """np.linalg.qr of matrices with no fewer rows than columns."""
     m, n = x.shape[-2:]
     q, r = _unpacked(out, (m, n), (n, n))
-    gq, gr = _unpacked(g, (m, n), (n, n))
-    inner = r @ turned(gr) - turned(gq) @ q
+    gq, gr = _unpacked(np.conjugate(g), (m, n), (n, n))
+    inner = r @ adjoint(gr) - adjoint(gq) @ q
     lower = np.tril(inner, -1)
-    full = lower + turned(lower) + inner * np.eye(n, dtype=x.dtype)
-    return turned(np.linalg.solve(r, turned(gq + q @ full)))
+    full = lower + adjoint(lower) + np.real(inner) * np.eye(n, dtype=np.real(inner).dtype)
+    return np.conjugate(adjoint(np.linalg.solve(r, adjoint(gq + q @ full))))
 
 
 def qr(x: Any, mode: str = "reduced") -> Any:
     """Record np.linalg.qr in the modes reduced and r, and complete where it is the same."""
-    x = _refuse_complex(x, "qr")
+    x = as_tensor(x)
     m, n = x.shape[-2:]
     if mode not in ("reduced", "r") and not (mode == "complete" and m <= n):
         raise UnsupportedFunctionError(
@@ -186,7 +179,7 @@ def qr(x: Any, mode: str = "reduced") -> Any:
     k = min(m, n)
     q, r = _unpacked(record(qr_factors, (x[..., :k],)), (m, k), (k, k))
     if n > k:
-        r = np.concatenate([r, turned(q) @ x[..., k:]], axis=-1)
+        r = np.concatenate([r, adjoint(q) @ x[..., k:]], axis=-1)
     return r if mode == "r" else _QR(q, r)
 
 
@@ -211,22 +204,22 @@ def svd_factors(g, out, x):
     k = min(m, n)
     s, u, vh = _unpacked(out, (k,), (m, k), (k, n))
     gs, gu, gvh = _unpacked(np.conjugate(g), (k,), (m, k), (k, n))
-    s, v, gv = np.real(s), _adjoint(vh), _adjoint(gvh)
+    s, v, gv = np.real(s), adjoint(vh), adjoint(gvh)
     f = _differences(np.square(s))
-    inner_u, inner_v = _adjoint(u) @ gu, _adjoint(v) @ gv
+    inner_u, inner_v = adjoint(u) @ gu, adjoint(v) @ gv
     rows, columns = s[..., :, None], s[..., None, :]
     zero = columns == 0
     inverse = np.where(zero, 0.0, 1.0 / np.where(zero, 1.0, columns))
-    inner = (f * (inner_u - _adjoint(inner_u))) * columns + rows * (f * (inner_v - _adjoint(inner_v)))
+    inner = (f * (inner_u - adjoint(inner_u))) * columns + rows * (f * (inner_v - adjoint(inner_v)))
     on_diagonal = np.real(gs)[..., None, :]
     if x.dtype.kind == "c":  # the phase of u against that of v
-        on_diagonal = on_diagonal + (inner_u - _adjoint(inner_u)) * (0.5 * inverse)
+        on_diagonal = on_diagonal + (inner_u - adjoint(inner_u)) * (0.5 * inverse)
     inner = np.where(np.eye(k, dtype=bool), on_diagonal, inner)
     result = u @ inner @ vh
     if m > k:
         result = result + ((gu - u @ inner_u) * inverse) @ vh
     if n > k:
-        result = result + (u * inverse) @ _adjoint(gv - v @ inner_v)
+        result = result + (u * inverse) @ adjoint(gv - v @ inner_v)
     return np.conjugate(result)
 
 
