@@ -53,15 +53,28 @@ def scipy_caller() -> str | None:
     frame: FrameType | None = sys._getframe(1)
     name: str | None = None
     while frame is not None and _is_skipped(frame.f_code.co_filename):
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith("scipy.") and not module.startswith("scipy._lib"):
-            package = module.rsplit(".", 1)[0]
-            held = frame.f_locals.get("self")
-            kind = type(getattr(held, "dist", getattr(held, "_dist", held))).__name__
-            owner = f".{kind.removesuffix('_gen')}" if package == "scipy.stats" and kind.endswith("_gen") else ""
-            name = f"{package}{owner}.{frame.f_code.co_name}"
+        name = _name_in_scipy(frame) or name
         frame = frame.f_back
     return name
+
+
+def _name_in_scipy(frame: FrameType) -> str | None:
+    module = frame.f_globals.get("__name__", "")
+    called = frame.f_code.co_name
+    if not module.startswith("scipy."):
+        return None
+    if module.startswith("scipy._lib"):
+        wrapped = frame.f_locals.get("f")
+        if called != "wrapper" or not callable(wrapped):
+            return None
+        module, called = wrapped.__module__, wrapped.__name__
+    package = module.rsplit(".", 1)[0]
+    if package == "scipy.stats":
+        owner = frame.f_locals.get("self")
+        kind = type(getattr(owner, "dist", getattr(owner, "_dist", owner))).__name__
+        if kind.endswith("_gen"):
+            package = f"{package}.{kind.removesuffix('_gen')}"
+    return f"{package}.{called}"
 
 
 def numpy_caller() -> str | None:

@@ -1,5 +1,19 @@
 """Functions of SciPy that turn their arguments into plain arrays first, for traced arrays too.
 
 The names and arguments are those of SciPy: `from dtrain.scipy import special, stats` instead of `from scipy import
-special, stats`. The ufuncs of scipy.special are recorded as they are. Needs SciPy; `import dtrain` does not import it.
+special, stats`. The ufuncs of scipy.special are recorded as they are. Needs SciPy, which is imported with the first of
+the modules.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["linalg", "signal", "special", "stats"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"dtrain.scipy.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

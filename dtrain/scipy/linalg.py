@@ -150,8 +150,8 @@ def solve_triangular(
     overwrite_b: bool = False,
     check_finite: bool = True,
 ) -> Any:
-    """Solve a x = b, with `trans` 1 or "T" aᵀ x = b, with 2 or "C" aᴴ x = b, for a triangular a of shape (n, n) and b of
-    shape (n,) or (n, k). Only the triangle that is named is read, and has a gradient."""
+    """Solve a x = b, with `trans` 1 or "T" aᵀ x = b, with 2 or "C" aᴴ x = b, for a triangular a (n, n) and b (n,) or
+    (n, k). Only the triangle that is named is read, and has a gradient."""
     a, b = pair(a, b)
     if _TRANS[trans] == 2:
         a = np.conjugate(a)

@@ -1,10 +1,14 @@
-"""Convolution and correlation of arrays of any number of axes, as scipy.signal has them."""
+"""scipy.signal: convolution and correlation of arrays of any number of axes, of traced and of plain arrays.
+
+Every name of scipy.signal is here; those that are defined below can be recorded.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from scipy import signal
 
 from dtrain.errors import ShapeError
 from dtrain.graph import Tensor
@@ -13,6 +17,10 @@ from dtrain.graph.ops.contraction import pair
 from dtrain.graph.tensor import format_line, user_line
 
 __all__ = ["convolve", "correlate", "fftconvolve"]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(signal, name)
 
 
 def _both(name: str, in1: Any, in2: Any, mode: str) -> tuple[Any, Any]:
@@ -28,8 +36,10 @@ def _both(name: str, in1: Any, in2: Any, mode: str) -> tuple[Any, Any]:
     if mode == "valid":
         fits = [n >= m for n, m in zip(x.shape, y.shape, strict=True)]
         if not all(fits) and any(n > m for n, m in zip(x.shape, y.shape, strict=True)):
-            raise ShapeError(f"{name} at {where}: in mode valid one array is the larger along every axis, got {x.shape} "
-                             f"and {y.shape}")
+            raise ShapeError(
+                f"{name} at {where}: in mode valid one array is the larger along every axis, got {x.shape} "
+                f"and {y.shape}"
+            )
     return x, y
 
 
@@ -65,9 +75,7 @@ def convolve(in1: Any, in2: Any, mode: str = "full", method: str = "auto") -> An
     ones = (1,) * x.ndim
     edges = [(0, 0) if mode == "valid" else (m - 1, m - 1) for m in y.shape]
     turned = np.flip(y)
-    found = conv(
-        x[None, None], turned[None, None], groups=1, stride=ones, padding=tuple(edges), dilation=ones
-    )[0, 0]
+    found = conv(x[None, None], turned[None, None], groups=1, stride=ones, padding=tuple(edges), dilation=ones)[0, 0]
     return _part(found, x, y, mode) if mode == "same" else found
 
 

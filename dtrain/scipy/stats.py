@@ -1,22 +1,19 @@
-# mypy: allow-untyped-defs
-# Densities are formulas: their arguments are all arrays, and types would hide the mathematics.
 """Densities and distribution functions of scipy.stats, of traced and of plain arrays; float32 stays float32.
 
 Every name of scipy.stats is here, and every method of its distributions. Those that can be recorded are pdf, logpdf,
-cdf, sf, logcdf and logsf of the continuous distributions below, pmf, logpmf, cdf and sf of the discrete ones, and pdf and
-logpdf of `dirichlet` and `multivariate_normal` (entropy too). There is no derivative of a cdf with respect to the shape
-of gamma, chi2, beta and t: asking for it is an error. Parameters are not checked.
+cdf, sf, logcdf and logsf of the continuous distributions below, pmf, logpmf, cdf and sf of the discrete ones, and pdf
+and logpdf of `dirichlet` and `multivariate_normal` (entropy too). There is no derivative of a cdf with respect to the
+shape of gamma, chi2, beta and t: asking for it is an error. Parameters are not checked.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy import special, stats
-
-from dtrain.graph import Tensor
 
 __all__ = [
     "bernoulli",
@@ -37,6 +34,7 @@ __all__ = [
     "uniform",
 ]
 
+Formula = Callable[..., Any]
 _LOG_ROOT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -85,9 +83,34 @@ class _Distribution:
 
 
 class _Continuous(_Distribution):
-    low, high = -math.inf, math.inf
+    """A distribution by its functions of y = (x - loc)/scale and the shapes; what is not given follows from the cdf."""
+
     inside = 0.5
     """A place where the density is finite, whatever the shapes."""
+
+    def __init__(
+        self,
+        name: str,
+        logpdf: Formula,
+        cdf: Formula,
+        sf: Formula | None = None,
+        logcdf: Formula | None = None,
+        logsf: Formula | None = None,
+        shapes: tuple[str, ...] = (),
+        low: float = -math.inf,
+        high: float = math.inf,
+        is_open: bool = False,
+        is_symmetric: bool = False,
+    ) -> None:
+        super().__init__(name)
+        self.shapes, self.low, self.high, self.is_open = shapes, low, high, is_open
+        if is_symmetric:
+            sf = sf or (lambda y, *shapes: cdf(-y, *shapes))
+            logsf = logsf or (None if logcdf is None else lambda y, *shapes: logcdf(-y, *shapes))
+        survival = sf or (lambda y, *shapes: 1.0 - cdf(y, *shapes))
+        self._logpdf, self._cdf, self._sf = logpdf, cdf, survival
+        self._logcdf = logcdf or (lambda y, *shapes: np.log(cdf(y, *shapes)))
+        self._logsf = logsf or (lambda y, *shapes: np.log(survival(y, *shapes)))
 
     def _standard(self, x: Any, args: Any, options: Any) -> tuple[Any, Any, Any, list[Any]]:
         """Return (x - loc)/scale, the same moved into the support, the scale and the shapes."""
@@ -95,257 +118,67 @@ class _Continuous(_Distribution):
         y = (x - loc) / scale
         if math.isinf(self.low) and math.isinf(self.high):
             return y, y, scale, shapes
-        return y, np.where((y >= self.low) & (y <= self.high), y, self.inside), scale, shapes
+        return y, np.where(self._is_inside(y), y, self.inside), scale, shapes
 
-    def logpdf(self, x, *args, **options):
+    def _is_inside(self, y: Any) -> Any:
+        return (y > self.low if self.is_open else y >= self.low) & (y <= self.high)
+
+    def logpdf(self, x: Any, *args: Any, **options: Any) -> Any:
         y, safe, scale, shapes = self._standard(x, args, options)
         found = self._logpdf(safe, *shapes) - np.log(scale)
-        return found if safe is y else np.where((y >= self.low) & (y <= self.high), found, -math.inf)
+        return found if safe is y else np.where(self._is_inside(y), found, -math.inf)
 
-    def pdf(self, x, *args, **options):
+    def pdf(self, x: Any, *args: Any, **options: Any) -> Any:
         return np.exp(self.logpdf(x, *args, **options))
 
-    def _probability(self, name, x, args, options, below, above):
+    def _tail(self, formula: Formula, x: Any, args: Any, options: Any, below: float, above: float) -> Any:
         y, safe, _, shapes = self._standard(x, args, options)
-        found = getattr(self, f"_{name}")(safe, *shapes)
-        return found if safe is y else np.where(y < self.low, below, np.where(y > self.high, above, found))
+        found = formula(safe, *shapes)
+        if safe is y:
+            return found
+        return np.where(y > self.high, above, np.where(self._is_inside(y), found, below))
 
-    def cdf(self, x, *args, **options):
-        return self._probability("cdf", x, args, options, 0.0, 1.0)
+    def cdf(self, x: Any, *args: Any, **options: Any) -> Any:
+        return self._tail(self._cdf, x, args, options, 0.0, 1.0)
 
-    def sf(self, x, *args, **options):
-        return self._probability("sf", x, args, options, 1.0, 0.0)
+    def sf(self, x: Any, *args: Any, **options: Any) -> Any:
+        return self._tail(self._sf, x, args, options, 1.0, 0.0)
 
-    def logcdf(self, x, *args, **options):
-        return self._probability("logcdf", x, args, options, -math.inf, 0.0)
+    def logcdf(self, x: Any, *args: Any, **options: Any) -> Any:
+        return self._tail(self._logcdf, x, args, options, -math.inf, 0.0)
 
-    def logsf(self, x, *args, **options):
-        return self._probability("logsf", x, args, options, 0.0, -math.inf)
-
-    def _logpdf(self, y, *shapes):
-        raise NotImplementedError
-
-    def _cdf(self, y, *shapes):
-        raise NotImplementedError
-
-    def _sf(self, y, *shapes):
-        return 1.0 - self._cdf(y, *shapes)
-
-    def _logcdf(self, y, *shapes):
-        return np.log(self._cdf(y, *shapes))
-
-    def _logsf(self, y, *shapes):
-        return np.log(self._sf(y, *shapes))
-
-
-class _Symmetric(_Continuous):
-    def _sf(self, y, *shapes):
-        return self._cdf(-y, *shapes)
-
-    def _logsf(self, y, *shapes):
-        return self._logcdf(-y, *shapes)
-
-
-class _Norm(_Symmetric):
-    def _logpdf(self, y):
-        return -0.5 * np.square(y) - _LOG_ROOT_2PI
-
-    def _cdf(self, y):
-        return special.ndtr(y)
-
-    def _logcdf(self, y):
-        return special.log_ndtr(y)
-
-
-class _T(_Symmetric):
-    shapes = ("df",)
-
-    def _logpdf(self, y, df):
-        half = 0.5 * (df + 1.0)
-        size = special.gammaln(half) - special.gammaln(0.5 * df) - 0.5 * np.log(math.pi * df)
-        return size - half * np.log1p(np.square(y) / df)
-
-    def _cdf(self, y, df):
-        return special.stdtr(df, y)
-
-
-class _Laplace(_Symmetric):
-    def _logpdf(self, y):
-        return -np.abs(y) - math.log(2.0)
-
-    def _cdf(self, y):
-        tail = 0.5 * np.exp(-np.abs(y))
-        return np.where(y > 0, 1.0 - tail, tail)
-
-
-class _Logistic(_Symmetric):
-    def _logpdf(self, y):
-        return special.log_expit(y) + special.log_expit(-y)
-
-    def _cdf(self, y):
-        return special.expit(y)
-
-    def _logcdf(self, y):
-        return special.log_expit(y)
-
-
-class _Cauchy(_Symmetric):
-    def _logpdf(self, y):
-        return -math.log(math.pi) - np.log1p(np.square(y))
-
-    def _cdf(self, y):
-        return 0.5 + np.arctan(y) / math.pi
-
-
-class _Uniform(_Continuous):
-    low, high = 0.0, 1.0
-
-    def _logpdf(self, y):
-        return np.zeros_like(y)
-
-    def _cdf(self, y):
-        return y
-
-
-class _Expon(_Continuous):
-    low = 0.0
-
-    def _logpdf(self, y):
-        return -y
-
-    def _cdf(self, y):
-        return -np.expm1(-y)
-
-    def _sf(self, y):
-        return np.exp(-y)
-
-    def _logsf(self, y):
-        return -y
-
-
-class _Gamma(_Continuous):
-    low = 0.0
-    shapes = ("a",)
-
-    def _logpdf(self, y, a):
-        return special.xlogy(a - 1.0, y) - y - special.gammaln(a)
-
-    def _cdf(self, y, a):
-        return special.gammainc(a, y)
-
-    def _sf(self, y, a):
-        return special.gammaincc(a, y)
-
-
-class _Chi2(_Gamma):
-    shapes = ("df",)
-
-    def _logpdf(self, y, df):
-        return super()._logpdf(0.5 * y, 0.5 * df) - math.log(2.0)
-
-    def _cdf(self, y, df):
-        return super()._cdf(0.5 * y, 0.5 * df)
-
-    def _sf(self, y, df):
-        return super()._sf(0.5 * y, 0.5 * df)
-
-
-class _Beta(_Continuous):
-    low, high = 0.0, 1.0
-    shapes = ("a", "b")
-
-    def _logpdf(self, y, a, b):
-        return special.xlogy(a - 1.0, y) + special.xlog1py(b - 1.0, -y) - special.betaln(a, b)
-
-    def _cdf(self, y, a, b):
-        return special.betainc(a, b, y)
-
-    def _sf(self, y, a, b):
-        return special.betainc(b, a, 1.0 - y)
-
-
-class _LogNorm(_Continuous):
-    low = 0.0
-    shapes = ("s",)
-
-    def _logpdf(self, y, s):
-        logarithm = np.log(y)
-        return -0.5 * np.square(logarithm / s) - logarithm - np.log(s) - _LOG_ROOT_2PI
-
-    def _cdf(self, y, s):
-        return special.ndtr(np.log(y) / s)
-
-    def _sf(self, y, s):
-        return special.ndtr(-np.log(y) / s)
-
-    def _logcdf(self, y, s):
-        return special.log_ndtr(np.log(y) / s)
+    def logsf(self, x: Any, *args: Any, **options: Any) -> Any:
+        return self._tail(self._logsf, x, args, options, 0.0, -math.inf)
 
 
 class _Discrete(_Distribution):
     """A distribution of whole numbers from 0."""
 
+    def __init__(self, name: str, logpmf: Formula, cdf: Formula, shapes: tuple[str, ...]) -> None:
+        super().__init__(name)
+        self.shapes, self._logpmf, self._cdf = shapes, logpmf, cdf
+
     def _parts(self, k: Any, args: Any, options: Any) -> tuple[Any, Any, list[Any]]:
         k, *shapes, loc = self._bound(k, args, options, (*self.shapes, "loc"))
         return k - loc, np.maximum(k - loc, 0), shapes
 
-    def logpmf(self, k, *args, **options):
+    def logpmf(self, k: Any, *args: Any, **options: Any) -> Any:
         k, safe, shapes = self._parts(k, args, options)
         return np.where((k >= 0) & (np.floor(k) == k), self._logpmf(safe, *shapes), -math.inf)
 
-    def pmf(self, k, *args, **options):
+    def pmf(self, k: Any, *args: Any, **options: Any) -> Any:
         return np.exp(self.logpmf(k, *args, **options))
 
-    def cdf(self, k, *args, **options):
+    def cdf(self, k: Any, *args: Any, **options: Any) -> Any:
         k, safe, shapes = self._parts(k, args, options)
         return np.where(k >= 0, self._cdf(np.floor(safe), *shapes), 0.0)
 
-    def sf(self, k, *args, **options):
+    def sf(self, k: Any, *args: Any, **options: Any) -> Any:
         return 1.0 - self.cdf(k, *args, **options)
-
-    def _logpmf(self, k, *shapes):
-        raise NotImplementedError
-
-    def _cdf(self, k, *shapes):
-        raise NotImplementedError
-
-
-class _Poisson(_Discrete):
-    shapes = ("mu",)
-
-    def _logpmf(self, k, mu):
-        return special.xlogy(k, mu) - special.gammaln(k + 1.0) - mu
-
-    def _cdf(self, k, mu):
-        return special.gammaincc(k + 1.0, mu)
-
-
-class _Binom(_Discrete):
-    shapes = ("n", "p")
-
-    def _logpmf(self, k, n, p):
-        rest = n - k
-        safe = np.maximum(rest, 0)
-        ways = special.gammaln(n + 1.0) - special.gammaln(k + 1.0) - special.gammaln(safe + 1.0)
-        return np.where(rest >= 0, ways + special.xlogy(k, p) + special.xlog1py(safe, -p), -math.inf)
-
-    def _cdf(self, k, n, p):
-        left = np.maximum(n - k, 1.0)
-        return np.where(k < n, special.betainc(left, k + 1.0, 1.0 - p), 1.0)
-
-
-class _Bernoulli(_Binom):
-    shapes = ("p",)
-
-    def _logpmf(self, k, p):
-        return super()._logpmf(k, 1.0, p)
-
-    def _cdf(self, k, p):
-        return super()._cdf(k, 1.0, p)
 
 
 class _Dirichlet(_Distribution):
-    def logpdf(self, x, alpha):
+    def logpdf(self, x: Any, alpha: Any) -> Any:
         """x is (k,) or (k, n): points of the simplex, which is not checked, or without their last coordinate."""
         x, alpha = _arrays(x, alpha)
         if x.shape[0] == alpha.shape[0] - 1:
@@ -353,12 +186,12 @@ class _Dirichlet(_Distribution):
         size = np.sum(special.gammaln(alpha)) - special.gammaln(np.sum(alpha))
         return np.sum(special.xlogy(alpha - 1.0, np.transpose(x)), axis=-1) - size
 
-    def pdf(self, x, alpha):
+    def pdf(self, x: Any, alpha: Any) -> Any:
         return np.exp(self.logpdf(x, alpha))
 
 
 class _MultivariateNormal(_Distribution):
-    def logpdf(self, x, mean=None, cov=1, allow_singular=False):
+    def logpdf(self, x: Any, mean: Any = None, cov: Any = 1, allow_singular: bool = False) -> Any:
         """x is (…, d), cov (d, d), (d,) for a diagonal, or a number.
 
         The gradient of cov is symmetric. With `allow_singular` its rank must not change, and points outside of its
@@ -370,10 +203,10 @@ class _MultivariateNormal(_Distribution):
             x = np.reshape(x, (-1, 1))
         return np.squeeze(self._logpdf(x, mean, cov, dim, allow_singular))
 
-    def pdf(self, x, mean=None, cov=1, allow_singular=False):
+    def pdf(self, x: Any, mean: Any = None, cov: Any = 1, allow_singular: bool = False) -> Any:
         return np.exp(self.logpdf(x, mean, cov, allow_singular))
 
-    def entropy(self, mean=None, cov=1):
+    def entropy(self, mean: Any = None, cov: Any = 1) -> Any:
         mean, cov = _arrays(mean, cov)
         dim, cov = self._matrix(mean, cov)
         return 0.5 * dim * (math.log(2.0 * math.pi) + 1.0) + 0.5 * np.linalg.slogdet(cov)[1]
@@ -382,7 +215,9 @@ class _MultivariateNormal(_Distribution):
         """Return the number of coordinates and the covariance as a matrix."""
         known = [np.shape(p)[0] for p in (mean, cov) if p is not None and np.ndim(p)]
         dim = known[0] if known else 1
-        return dim, cov if np.ndim(cov) == 2 else np.diag(cov) if np.ndim(cov) == 1 else cov * np.eye(dim, dtype=cov.dtype)
+        return dim, cov if np.ndim(cov) == 2 else np.diag(cov) if np.ndim(cov) == 1 else cov * np.eye(
+            dim, dtype=cov.dtype
+        )
 
     def _logpdf(self, x: Any, mean: Any, cov: Any, dim: int, allow_singular: bool) -> Any:
         from_mean = x if mean is None else x - mean
@@ -404,8 +239,109 @@ class _MultivariateNormal(_Distribution):
         return np.where(is_inside, -rank * _LOG_ROOT_2PI - 0.5 * (size + distance), -math.inf)
 
 
-bernoulli, binom, poisson = _Bernoulli("bernoulli"), _Binom("binom"), _Poisson("poisson")
-beta, cauchy, chi2, expon, gamma = _Beta("beta"), _Cauchy("cauchy"), _Chi2("chi2"), _Expon("expon"), _Gamma("gamma")
-laplace, logistic, lognorm, norm = _Laplace("laplace"), _Logistic("logistic"), _LogNorm("lognorm"), _Norm("norm")
-t, uniform = _T("t"), _Uniform("uniform")
+# -- the formulas ------------------------------------------------------------------------------------------------------
+
+
+def _t_logpdf(y: Any, df: Any) -> Any:
+    half = 0.5 * (df + 1.0)
+    size = special.gammaln(half) - special.gammaln(0.5 * df) - 0.5 * np.log(math.pi * df)
+    return size - half * np.log1p(np.square(y) / df)
+
+
+def _laplace_cdf(y: Any) -> Any:
+    tail = 0.5 * np.exp(-np.abs(y))
+    return np.where(y > 0, 1.0 - tail, tail)
+
+
+def _gamma_logpdf(y: Any, a: Any) -> Any:
+    return special.xlogy(a - 1.0, y) - y - special.gammaln(a)
+
+
+def _beta_logpdf(y: Any, a: Any, b: Any) -> Any:
+    return special.xlogy(a - 1.0, y) + special.xlog1py(b - 1.0, -y) - special.betaln(a, b)
+
+
+def _lognorm_logpdf(y: Any, s: Any) -> Any:
+    logarithm = np.log(y)
+    return -0.5 * np.square(logarithm / s) - logarithm - np.log(s) - _LOG_ROOT_2PI
+
+
+def _binom_logpmf(k: Any, n: Any, p: Any) -> Any:
+    rest = n - k
+    safe = np.maximum(rest, 0)
+    ways = special.gammaln(n + 1.0) - special.gammaln(k + 1.0) - special.gammaln(safe + 1.0)
+    return np.where(rest >= 0, ways + special.xlogy(k, p) + special.xlog1py(safe, -p), -math.inf)
+
+
+def _binom_cdf(k: Any, n: Any, p: Any) -> Any:
+    return np.where(k < n, special.betainc(np.maximum(n - k, 1.0), k + 1.0, 1.0 - p), 1.0)
+
+
+norm = _Continuous(
+    "norm",
+    lambda y: -0.5 * np.square(y) - _LOG_ROOT_2PI,
+    special.ndtr,
+    logcdf=special.log_ndtr,
+    is_symmetric=True,
+)
+t = _Continuous("t", _t_logpdf, lambda y, df: special.stdtr(df, y), shapes=("df",), is_symmetric=True)
+laplace = _Continuous("laplace", lambda y: -np.abs(y) - math.log(2.0), _laplace_cdf, is_symmetric=True)
+logistic = _Continuous(
+    "logistic",
+    lambda y: special.log_expit(y) + special.log_expit(-y),
+    special.expit,
+    logcdf=special.log_expit,
+    is_symmetric=True,
+)
+cauchy = _Continuous(
+    "cauchy",
+    lambda y: -math.log(math.pi) - np.log1p(np.square(y)),
+    lambda y: 0.5 + np.arctan(y) / math.pi,
+    is_symmetric=True,
+)
+uniform = _Continuous("uniform", np.zeros_like, np.positive, low=0.0, high=1.0)
+expon = _Continuous("expon", np.negative, lambda y: -np.expm1(-y), sf=lambda y: np.exp(-y), logsf=np.negative, low=0.0)
+gamma = _Continuous(
+    "gamma",
+    _gamma_logpdf,
+    lambda y, a: special.gammainc(a, y),
+    sf=lambda y, a: special.gammaincc(a, y),
+    shapes=("a",),
+    low=0.0,
+)
+chi2 = _Continuous(
+    "chi2",
+    lambda y, df: _gamma_logpdf(0.5 * y, 0.5 * df) - math.log(2.0),
+    lambda y, df: special.gammainc(0.5 * df, 0.5 * y),
+    sf=lambda y, df: special.gammaincc(0.5 * df, 0.5 * y),
+    shapes=("df",),
+    low=0.0,
+)
+beta = _Continuous(
+    "beta",
+    _beta_logpdf,
+    lambda y, a, b: special.betainc(a, b, y),
+    sf=lambda y, a, b: special.betainc(b, a, 1.0 - y),
+    shapes=("a", "b"),
+    low=0.0,
+    high=1.0,
+)
+lognorm = _Continuous(
+    "lognorm",
+    _lognorm_logpdf,
+    lambda y, s: special.ndtr(np.log(y) / s),
+    sf=lambda y, s: special.ndtr(-np.log(y) / s),
+    logcdf=lambda y, s: special.log_ndtr(np.log(y) / s),
+    shapes=("s",),
+    low=0.0,
+    is_open=True,
+)
+poisson = _Discrete(
+    "poisson",
+    lambda k, mu: special.xlogy(k, mu) - special.gammaln(k + 1.0) - mu,
+    lambda k, mu: special.gammaincc(k + 1.0, mu),
+    ("mu",),
+)
+binom = _Discrete("binom", _binom_logpmf, _binom_cdf, ("n", "p"))
+bernoulli = _Discrete("bernoulli", lambda k, p: _binom_logpmf(k, 1.0, p), lambda k, p: _binom_cdf(k, 1.0, p), ("p",))
 dirichlet, multivariate_normal = _Dirichlet("dirichlet"), _MultivariateNormal("multivariate_normal")

@@ -158,6 +158,7 @@ row("array like", lambda x: np.array([x[0, 0], 2 * x[1, 1], x[2, 3]], like=x) * 
     * x[0, :3] + torch.tensor([1, 2, 3]), X)  # fmt: skip
 row("full like", lambda x: np.full((2, 4), x[0], like=x) + np.zeros(4, x.dtype, like=x) + np.ones(4, x.dtype, like=x)
     + 0 * np.empty(4, x.dtype, like=x), lambda x: x[:1].repeat(2, 1) + 1, X)  # fmt: skip
-row("lists beside traced arrays", lambda x: np.maximum([x[0, 1], x[0, 0], 9.0, -9.0], x) * np.multiply(x, [x[0, 0]] * 4),
+row("lists beside traced arrays",
+    lambda x: np.maximum([x[0, 1], x[0, 0], 9.0, -9.0], x) * np.multiply(x, [x[0, 0]] * 4),
     lambda x: torch.maximum(torch.stack([x[0, 1], x[0, 0], x[0, 0] * 0 + 9, x[0, 0] * 0 - 9]), x) * x * x[0, 0],
     X)  # fmt: skip

@@ -100,7 +100,9 @@ row("eigvalsh", lambda x: np.linalg.eigvalsh(symmetric(x), UPLO="U"), lambda x: 
 row("eigvalsh of equal", lambda x: np.sum(np.linalg.eigvalsh(symmetric(x)) ** 2),
     lambda x: symmetric(x).square().sum(), np.eye(3), orders=0)  # fmt: skip
 row("eigvals", lambda x: np.prod(np.linalg.eigvals(x), axis=-1).real, linalg.det, BATCH)
-row("eig", lambda x: np.abs(np.linalg.eig(x)[1]) + np.sin(np.linalg.eig(x).eigenvalues.real)[..., None, :], None, SQUARE)
+row(
+    "eig", lambda x: np.abs(np.linalg.eig(x)[1]) + np.sin(np.linalg.eig(x).eigenvalues.real)[..., None, :], None, SQUARE
+)
 for _name, _x in (("tall", TALL), ("wide", WIDE)):
     row(f"svd of {_name}", lambda x: np.linalg.svd(x, full_matrices=False)[0]
         @ (np.sin(np.linalg.svd(x, False).S)[..., None] * np.linalg.svd(x, full_matrices=False).Vh),

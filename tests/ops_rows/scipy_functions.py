@@ -51,16 +51,17 @@ for _name, _shapes, _theirs, _x in (
     _loc = LOC if _x is X else np.full(4, -0.25)
     _log = None
     if _theirs is not None:
+
         def _log(x, loc, scale, *shapes, f=_theirs):
             return f(*shapes).log_prob((x - loc) / scale) - torch.log(scale)
+
     row(f"{_name}.logpdf", lambda x, loc, scale, *a, f=_d: f.logpdf(x, *a, loc=loc, scale=scale), _log, _x, _loc, SCALE,
         *_given)  # fmt: skip
     row(f"{_name}.pdf", lambda x, *a, f=_d: f.pdf(x, *a),
         (lambda x, *a, f=_theirs: f(*a).log_prob(x).exp()) if _theirs else None, _x, *_given)  # fmt: skip
-    _tails = ("cdf", "sf", "logcdf", "logsf")
-    for _method in _tails:
-        row(f"{_name}.{_method}", lambda x, loc, scale, f=getattr(_d, _method), a=_shapes: f(x, *a, loc, scale),
-            None, _x, _loc, SCALE)  # fmt: skip
+    for _method in ("cdf", "sf", "logcdf", "logsf"):
+        _tail = getattr(_d, _method)
+        row(f"{_name}.{_method}", lambda x, loc, scale, f=_tail, a=_shapes: f(x, *a, loc, scale), None, _x, _loc, SCALE)
 
 _COUNTS = np.array([0, 3, 1, 2])
 _COUNTED = torch.tensor([0.0, 3.0, 1.0, 2.0], dtype=torch.float64)
@@ -98,7 +99,8 @@ row("multivariate_normal.entropy", lambda a: _mvn.entropy(None, covariance(a)),
 _KERNEL = real("kernel", 2, 3)
 for _mode in ("full", "same", "valid"):
     for _name in ("convolve", "correlate", "fftconvolve"):
-        row(f"signal.{_name} {_mode}", lambda x, y, f=getattr(signal, _name), m=_mode: f(x, y, m), None, X, _KERNEL)
+        _convolve = getattr(signal, _name)
+        row(f"signal.{_name} {_mode}", lambda x, y, f=_convolve, m=_mode: f(x, y, m), None, X, _KERNEL)
 row("signal.convolve of sequences", lambda x, y: signal.convolve(x, y, "same"), None, V, V[:3])
 row("signal.convolve of volumes", lambda x, y: signal.convolve(x, y), None, CUBE, real("small", 2, 2, 2))
 row("signal.convolve of a smaller", lambda x, y: signal.convolve(x, y, "valid"), None, _KERNEL, X)
@@ -112,7 +114,8 @@ _solve = torch.linalg.solve_triangular
 row("solve_triangular", lambda a, b: linalg.solve_triangular(a, b), lambda a, b: _solve(a.triu(), b, upper=True),
     SQUARE, X)  # fmt: skip
 row("solve_triangular below", lambda a, b: linalg.solve_triangular(a, b, trans="T", lower=True, unit_diagonal=True),
-    lambda a, b: _solve(a.tril().T.contiguous(), b[:, None], upper=True, unitriangular=True)[:, 0], SQUARE, V[:3])  # fmt: skip
+    lambda a, b: _solve(a.tril().T.contiguous(), b[:, None], upper=True, unitriangular=True)[:, 0],
+    SQUARE, V[:3])  # fmt: skip
 row("solve_triangular of complex", lambda a, b: np.real(linalg.solve_triangular(a + 1j * a.T, b, trans=2)), None,
     SQUARE, X)  # fmt: skip
 row("cho_solve", lambda a, b: linalg.cho_solve(linalg.cho_factor(covariance(a), lower=True), b)
@@ -120,8 +123,9 @@ row("cho_solve", lambda a, b: linalg.cho_solve(linalg.cho_factor(covariance(a), 
     SQUARE, X)  # fmt: skip
 row("scipy cholesky", lambda a: linalg.cholesky(covariance(a)) + linalg.cholesky(covariance(a), lower=True),
     lambda a: torch.linalg.cholesky(covariance(a)) + torch.linalg.cholesky(covariance(a)).mT, SQUARE)  # fmt: skip
-row("scipy solve", lambda a, b: linalg.solve(a, b) + 2 * linalg.inv(a) @ b
-    + linalg.solve(a, b, transposed=True), lambda a, b: torch.linalg.solve(a, b) * 3 + torch.linalg.solve(a.T, b), SQUARE, X)  # fmt: skip
+row("scipy solve", lambda a, b: linalg.solve(a, b) + 2 * linalg.inv(a) @ b + linalg.solve(a, b, transposed=True),
+    lambda a, b: torch.linalg.solve(a, b) * 3 + torch.linalg.solve(a.T, b), SQUARE,
+    X)  # fmt: skip
 row("scipy det", lambda a: linalg.det(a), torch.linalg.det, CUBE[:, :, :3][:, :2, :2])
 row("block_diag", lambda a, b: linalg.block_diag(a, b, a[0, 0]), lambda a, b: torch.block_diag(a, b[None], a[0, 0]),
     SQUARE, V)  # fmt: skip
@@ -129,10 +133,17 @@ for _bands in ((1, 1), (2, 0), (0, 2)):
     row(f"solve_banded {_bands}", lambda ab, b, n=_bands: linalg.solve_banded(n, np.roll(ab, n[1] - 1, axis=0), b),
         None, BANDS, V)  # fmt: skip
 row("solve_banded of columns", lambda ab, b: linalg.solve_banded((1, 1), ab, b), None, BANDS, X.T)
-row("solve_sylvester", lambda a, b, q: linalg.solve_sylvester(a, b, q), lambda a, b, q: torch.linalg.solve(
-    torch.kron(a, torch.eye(4, dtype=a.dtype)) + torch.kron(torch.eye(3, dtype=a.dtype), b.T.contiguous()), q.ravel()).reshape(3, 4), SQUARE,
-    real("other", 4, 4) + 3 * np.eye(4), X)  # fmt: skip
+
+
+def sylvester(a, b, q):
+    """Solve a x + x b = q as one linear system."""
+    rows, columns = torch.eye(len(a), dtype=a.dtype), torch.eye(len(b), dtype=b.dtype)
+    whole = torch.kron(a, columns) + torch.kron(rows, b.T.contiguous())
+    return torch.linalg.solve(whole, q.ravel()).reshape(q.shape)
+
+
+_OTHER = real("other", 4, 4) + 3 * np.eye(4)
+row("solve_sylvester", lambda a, b, q: linalg.solve_sylvester(a, b, q), sylvester, SQUARE, _OTHER, X)
 row("sqrtm", lambda a: linalg.sqrtm(covariance(a)), None, SQUARE)
 row("expm", lambda a: linalg.expm(0.3 * a), lambda a: torch.linalg.matrix_exp(0.3 * a), SQUARE)
 row("expm of a stack", lambda a: linalg.expm(a), torch.linalg.matrix_exp, CUBE[:, :, :3])
-

@@ -17,7 +17,7 @@ import numpy as np
 
 from dtrain.errors import UnsupportedFunctionError
 from dtrain.graph.ops.reduction import is_given, normalize_axes
-from dtrain.graph.ops.solving import adjoint, copying, float_dtype, square_expects, square_shape, turned
+from dtrain.graph.ops.solving import adjoint, copying, float_dtype, square_expects, square_shape
 from dtrain.graph.primitive import Shape, as_tensor, primitive, record
 
 _EIGH = type(np.linalg.eigh(np.eye(1)))
