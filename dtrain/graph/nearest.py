@@ -23,6 +23,7 @@ _IN_DTRAIN = (
     *[f"stats.{d}.{f}" for d in ("poisson", "binom", "bernoulli") for f in ("pmf", "logpmf", "cdf", "sf")],
     *[f"stats.{d}.{f}" for d in ("dirichlet", "multivariate_normal") for f in ("pdf", "logpdf")],
     "stats.multivariate_normal.entropy",
+    "integrate.odeint",
 )
 """What `dtrain.scipy` has; `graph` may not import it."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import distributions as d
 
-from dtrain.scipy import linalg, signal, special, stats
+from dtrain.scipy import integrate, linalg, signal, special, stats
 from tests.ops_samples import ABOVE, CUBE, POSITIVE, V, X, real, row
 
 UNIT = real("unit of stats", 3, 4, low=0.05, high=0.95)
@@ -147,3 +147,9 @@ row("solve_sylvester", lambda a, b, q: linalg.solve_sylvester(a, b, q), sylveste
 row("sqrtm", lambda a: linalg.sqrtm(covariance(a)), None, SQUARE)
 row("expm", lambda a: linalg.expm(0.3 * a), lambda a: torch.linalg.matrix_exp(0.3 * a), SQUARE)
 row("expm of a stack", lambda a: linalg.expm(a), torch.linalg.matrix_exp, CUBE[:, :, :3])
+
+# -- integrate ---------------------------------------------------------------------------------------------------------
+
+row("odeint", lambda y, t, a: integrate.odeint(lambda y, t, p: p["a"] * y - np.sin(t) * p["b"] * np.sum(y), y, t,
+    ({"a": a, "b": 0.5},), rtol=1e-11, atol=1e-12), None, V[:3], np.array([0.1, 0.3, 0.8]), X[0, :3],
+    orders=1)  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.linalg
 import scipy.signal
 import scipy.special
@@ -17,8 +18,8 @@ import scipy.stats
 
 import dtrain
 from dtrain import graph
-from dtrain.errors import ShapeError, UnsupportedFunctionError
-from dtrain.scipy import linalg, signal, special, stats
+from dtrain.errors import ShapeError, TraceError, UnsupportedFunctionError
+from dtrain.scipy import integrate, linalg, signal, special, stats
 
 rng = np.random.default_rng(5)
 X = np.concatenate([rng.uniform(0.05, 0.95, 5), [-0.5, 0.0, 1.0, 1.75]])
@@ -34,7 +35,7 @@ def recorded(f, *args):
 def test_every_function_stands_in_the_table_of_operations():
     rows = (Path(__file__).parents[2] / "ops_rows" / "scipy_functions.py").read_text(encoding="utf-8")
     named = set(re.findall(r"\w+", rows))
-    for module in (linalg, signal, special, stats):
+    for module in (integrate, linalg, signal, special, stats):
         assert module.__all__ == sorted(module.__all__)
         assert set(module.__all__) <= named
 
@@ -78,8 +79,8 @@ def test_densities_are_scipys_in_and_outside_of_the_support(name, shapes, method
             np.testing.assert_allclose(ours(X, *shapes, **given), expected, rtol=1e-12)
             np.testing.assert_allclose(recorded(lambda x, g=given: ours(x, *shapes, **g), X), expected, rtol=1e-12)
         slope = graph.grad(lambda x: np.sum(ours(x, *shapes)))(X[np.abs(X) > 0.01][:6])
+        assert ours(X.astype(np.float32), *shapes, scale=2.0).dtype == np.float32
     assert np.isfinite(slope).all()
-    assert ours(X.astype(np.float32), *shapes, scale=2.0).dtype == np.float32
 
 
 @pytest.mark.parametrize("method", ["pmf", "logpmf", "cdf", "sf"])
@@ -225,6 +226,59 @@ def test_linear_systems_that_do_not_fit_name_the_shapes_and_the_line():
         graph.trace(lambda a: linalg.solve_banded((1, 0), a, a[0]), MATRIX)
     with pytest.raises(ShapeError, match=r"sylvester_solve: expected \(m, m\), \(n, n\) and \(m, n\)"):
         graph.trace(lambda a: linalg.solve_sylvester(a, a, a[:2]), MATRIX)
+
+
+def grown(y0, rate, time):
+    """The solution of y' = rate·y at a time."""
+    times = np.stack([np.zeros_like(time), time])
+    return integrate.odeint(lambda y, t, a: a * y, [y0], times, (rate,), rtol=1e-10, atol=1e-12)[-1, 0]
+
+
+def test_the_derivatives_of_a_differential_equation_are_those_of_its_solution():
+    y0, rate, time = 1.5, 0.7, 0.8
+    growth = np.exp(rate * time)
+    gradient = graph.grad(grown, (0, 1, 2))(y0, rate, time)
+    np.testing.assert_allclose(gradient, [growth, y0 * time * growth, y0 * rate * growth], rtol=1e-8)
+    mixed = y0 * growth * (1 + rate * time)
+    expected = [
+        [0.0, time * growth, rate * growth],
+        [time * growth, y0 * time**2 * growth, mixed],
+        [rate * growth, mixed, y0 * rate**2 * growth],
+    ]
+    np.testing.assert_allclose(
+        graph.hessian(lambda p: grown(p[0], p[1], p[2]))(np.array([y0, rate, time])), expected, rtol=1e-7, atol=1e-8
+    )
+
+
+def test_odeint_takes_trees_of_arguments_and_the_time_first():
+    def swing(t, y, p, power):
+        return [y[1], -p["k"] * y[0] ** power]
+
+    def f(p, tool):
+        times = np.linspace(0.0, 1.0, 4)
+        return np.sum(tool.odeint(swing, [1.0, p["v"]], times, (p, 1), tfirst=True, rtol=1e-10, atol=1e-12) ** 2)
+
+    p = {"k": 2.0, "v": 0.25}
+    value, found = graph.value_and_grad(lambda p: f(p, integrate))(p)
+    assert value == pytest.approx(f(p, scipy.integrate), rel=1e-12)
+    for name in p:
+        up, down = (f({**p, name: p[name] + h}, scipy.integrate) for h in (1e-4, -1e-4))
+        assert found[name] == pytest.approx((up - down) / 2e-4, rel=1e-6)
+
+
+def test_what_odeint_does_not_take():
+    def f(k, **options):
+        return integrate.odeint(lambda y, t, k: -k * y, [1.0], [0.0, 1.0], (k,), **options)
+
+    with pytest.raises(TraceError, match=r"odeint at .*test_scipy\.py:\d+: full_output with traced arrays"):
+        graph.trace(lambda k: f(k, full_output=True), 1.0)
+    for args in ((), (2.0,)):
+        with pytest.raises(
+            TraceError, match=r"odeint at .*: the function closes over a traced array.*pass it in args="
+        ):
+            graph.trace(lambda k, a=args: integrate.odeint(lambda y, t, *a: -k * y, [1.0], [0.0, 1.0], a), 1.0)
+    with pytest.raises(ShapeError, match=r"odeint: expected a state \(n,\) and times \(m,\), got \(1, 2\), \(2,\)"):
+        graph.trace(lambda k: integrate.odeint(lambda y, t: y, k, [0.0, 1.0]), np.ones((1, 2)))
 
 
 def test_a_model_with_a_density_is_trained_through_the_plan():
