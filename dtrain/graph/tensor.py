@@ -227,7 +227,8 @@ class Tensor(Operators):
             function = SPECIAL.get(ufunc)
         if function is None:
             suffix = "" if method == "__call__" else f".{method}"
-            raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__}{suffix}"))
+            library = "np" if hasattr(np, ufunc.__name__) else "scipy.special"
+            raise UnsupportedFunctionError(_not_covered(f"{library}.{ufunc.__name__}{suffix}"))
         if options and method == "__call__":
             raise UnsupportedFunctionError(
                 f"np.{ufunc.__name__} with {', '.join(sorted(options))}= is not covered; used at "

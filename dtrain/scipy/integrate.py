@@ -124,7 +124,7 @@ def odeint(func: Callable[..., Any], y0: Any, t: Any, args: tuple[Any, ...] = ()
     if refused:
         raise TraceError(f"odeint at {where}: {', '.join(refused)} with traced arrays is not covered; leave it out")
     graph = graph_of(traced)
-    inputs = [as_tensor(x, graph) for x in (y0, t, *[leaves[k] for k in places])]
+    inputs: list[Any] = [as_tensor(x, graph) for x in (y0, t, *[leaves[k] for k in places])]
     inputs = [x if x.dtype == np.float64 else x.astype(np.float64) for x in inputs]
     inputs[0] = np.atleast_1d(inputs[0])
     return record(odeint_, inputs, {"func": slope, "options": tuple(sorted(options.items()))})

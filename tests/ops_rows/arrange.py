@@ -162,3 +162,5 @@ row("lists beside traced arrays",
     lambda x: np.maximum([x[0, 1], x[0, 0], 9.0, -9.0], x) * np.multiply(x, [x[0, 0]] * 4),
     lambda x: torch.maximum(torch.stack([x[0, 1], x[0, 0], x[0, 0] * 0 + 9, x[0, 0] * 0 - 9]), x) * x * x[0, 0],
     X)  # fmt: skip
+for _mode in ("reflect", "symmetric"):
+    row(f"pad {_mode} odd", lambda x, m=_mode: np.pad(x, ((2, 0), (1, 3)), mode=m, reflect_type="odd"), None, X)
