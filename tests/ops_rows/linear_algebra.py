@@ -230,10 +230,20 @@ for _name, _f in (
     _orders = 1 if _name == "eigvals" else 2
     row(f"{_name} of complex", lambda x, f=_f: f(x, np.linalg), None if _name == "eigvals" else lambda x, f=_f: f(
         x, linalg), SQUARE, orders=_orders)  # fmt: skip
+
+
+def sine_of_values(library, x, sine):
+    """The matrix whose singular values are the sines of those of x: it depends on the phases of both factors."""
+    u, s, vh = library.svd(complex_of(x), full_matrices=False)
+    return u @ (sine(s)[:, None] * vh)
+
+
 for _name, _x in (("tall", TALL[0]), ("wide", WIDE[0])):
     row(f"svd of complex {_name}", lambda x: np.abs(np.linalg.svd(complex_of(x), full_matrices=False)[0]) ** 2
         + np.linalg.svd(complex_of(x), full_matrices=False)[1], lambda x: linalg.svd(complex_of(x), False)[0].abs() ** 2
         + linalg.svd(complex_of(x), False)[1], _x)  # fmt: skip
+    row(f"svd of complex {_name} put together", lambda x: both(sine_of_values(np.linalg, x, np.sin)),
+        lambda x: both(sine_of_values(linalg, x, torch.sin)), _x)  # fmt: skip
     row(f"pinv of complex {_name}", lambda x: both(np.linalg.pinv(complex_of(x))),
         lambda x: both(linalg.pinv(complex_of(x))), _x)  # fmt: skip
 row("qr of complex", lambda x: both(np.linalg.qr(complex_of(x))[0]), None, TALL[0])

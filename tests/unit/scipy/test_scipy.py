@@ -46,6 +46,12 @@ def test_importing_dtrain_does_not_import_scipy():
     assert done.stdout.split() == ["False", "dtrain.scipy.special", "True"]
 
 
+def test_without_scipy_it_says_what_to_install():
+    code = "import sys; sys.modules['scipy'] = None; import dtrain; dtrain.scipy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip().endswith("ImportError: dtrain.scipy needs SciPy: pip install scipy")
+
+
 def test_an_operation_of_scipy_arrives_in_a_process_that_has_not_used_it():
     code = "import pickle, sys, dtrain.graph; print(pickle.loads(sys.stdin.buffer.read()))"
     graph.trace(scipy.special.erf, X)
