@@ -60,6 +60,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name == "scipy":
+        return importlib.import_module("dtrain.scipy")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,8 +19,11 @@ class InputError(DtrainError):
     exit_code = 2
 
 
-class TraceError(InputError):
-    """A function cannot be recorded as a graph, for example because Python branches on a traced value."""
+class TraceError(InputError, TypeError):
+    """A function cannot be recorded as a graph, for example because Python branches on a traced value.
+
+    A TypeError too, as Python and NumPy raise for what a type does not do.
+    """
 
 
 class UnsupportedFunctionError(TraceError):

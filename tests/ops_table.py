@@ -15,6 +15,7 @@ import tests.ops_rows.arrange
 import tests.ops_rows.convolutions
 import tests.ops_rows.elementwise
 import tests.ops_rows.linear_algebra
+import tests.ops_rows.scipy_functions
 import tests.ops_rows.special
 import tests.ops_rows.statistics  # noqa: F401
 from dtrain import graph

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.errors import TraceError
+from dtrain.errors import TraceError, UnsupportedFunctionError
 from dtrain.graph.ops.shape import zeros_like
-from dtrain.graph.primitive import Call, Shape, primitive
+from dtrain.graph.primitive import Call, Missing, Shape, primitive
 from dtrain.graph.regions import Several, member, part
 from dtrain.graph.tensor import Tensor
 
@@ -155,6 +155,11 @@ def backward(outputs: Sequence[Tensor], seeds: Sequence[Any] | None, wrt: Sequen
                 parts = (parts,)
             for x, term in zip(node.inputs, parts, strict=True):
                 if term is not None and marked[x.index]:
+                    if isinstance(term, Missing):
+                        raise UnsupportedFunctionError(
+                            f"the derivative of {term.what} is not covered; used at {node.location}; wrap it in "
+                            "dtrain.stop_gradient to hold it constant"
+                        )
                     terms.setdefault(x.index, []).append(undo_broadcast(term, x))
         return [gradients[w.index] if w.index in gradients else zeros_like(w) for w in wrt]
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LAYERS = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "nn") + os.sep
+_OF_SCIPY = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "scipy") + os.sep
 _MODELS = os.path.join(_LAYERS, "models") + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
 _SCIPY = os.path.join(os.path.dirname(_NUMPY.rstrip(os.sep)), "scipy") + os.sep
@@ -17,7 +18,7 @@ _SKIPPED: dict[str, bool] = {}
 
 
 def _is_skipped(filename: str) -> bool:
-    skip = filename.startswith((_HERE, _NUMPY, _SCIPY)) or (
+    skip = filename.startswith((_HERE, _NUMPY, _SCIPY, _OF_SCIPY)) or (
         filename.startswith(_LAYERS) and not filename.startswith(_MODELS)
     )
     _SKIPPED[filename] = skip
@@ -47,15 +48,33 @@ def format_line(line: tuple[str, int]) -> str:
 
 
 def scipy_caller() -> str | None:
-    """Return the name of the function of SciPy that the user's code called, if this is inside of one."""
+    """Return the name of the function of SciPy that the user's code called, if this is inside of one; that of a method
+    of a distribution with the name of the distribution."""
     frame: FrameType | None = sys._getframe(1)
     name: str | None = None
     while frame is not None and _is_skipped(frame.f_code.co_filename):
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith("scipy."):
-            name = f"{module.rsplit('.', 1)[0]}.{frame.f_code.co_name}"
+        name = _name_in_scipy(frame) or name
         frame = frame.f_back
     return name
+
+
+def _name_in_scipy(frame: FrameType) -> str | None:
+    module = frame.f_globals.get("__name__", "")
+    called = frame.f_code.co_name
+    if not module.startswith("scipy."):
+        return None
+    if module.startswith("scipy._lib"):
+        wrapped = frame.f_locals.get("f")
+        if called != "wrapper" or not callable(wrapped):
+            return None
+        module, called = wrapped.__module__, wrapped.__name__
+    package = module.rsplit(".", 1)[0]
+    if package == "scipy.stats":
+        owner = frame.f_locals.get("self")
+        kind = type(getattr(owner, "dist", getattr(owner, "_dist", owner))).__name__
+        if kind.endswith("_gen"):
+            package = f"{package}.{kind.removesuffix('_gen')}"
+    return f"{package}.{called}"
 
 
 def numpy_caller() -> str | None:

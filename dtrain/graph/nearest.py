@@ -10,8 +10,22 @@ _POLYNOMIAL = "use np.polyval, np.convolve for products of polynomials and + for
 _OUTPUT = "write what the function returns, or `.value` to look at the array here"
 _DATES = "dates have no gradient; use np.floor of floats"
 _MEMORY = "traced arrays do not share memory; use np.array_equal to compare them"
-_STATISTICS = "write the density with NumPy and scipy.special (np.log, gammaln, ndtr, log_ndtr, xlogy)"
 _ROUNDING = "it has no useful derivative; use np.floor, np.rint or np.log2"
+
+
+_CONTINUOUS = ("beta", "cauchy", "chi2", "expon", "gamma", "laplace", "logistic", "lognorm", "norm", "t", "uniform")
+_IN_DTRAIN = (
+    *[f"special.{f}" for f in ("logsumexp", "softmax", "log_softmax", "polygamma", "multigammaln")],
+    *[f"signal.{f}" for f in ("convolve", "correlate", "fftconvolve")],
+    *[f"linalg.{f}" for f in ("cholesky", "cho_factor", "cho_solve", "det", "inv", "block_diag", "expm", "sqrtm")],
+    *[f"linalg.{f}" for f in ("solve", "solve_triangular", "solve_banded", "solve_sylvester")],
+    *[f"stats.{d}.{f}" for d in _CONTINUOUS for f in ("pdf", "logpdf", "cdf", "sf", "logcdf", "logsf")],
+    *[f"stats.{d}.{f}" for d in ("poisson", "binom", "bernoulli") for f in ("pmf", "logpmf", "cdf", "sf")],
+    *[f"stats.{d}.{f}" for d in ("dirichlet", "multivariate_normal") for f in ("pdf", "logpdf")],
+    "stats.multivariate_normal.entropy",
+    "integrate.odeint",
+)
+"""What `dtrain.scipy` has; `graph` may not import it."""
 
 
 def _of(remedy: str, *names: str) -> dict[str, str]:
@@ -22,8 +36,6 @@ NEAREST: dict[str, str] = {
     "np.r_": "use np.concatenate or np.column_stack",
     "np.full": "use np.broadcast_to(x, shape)",
     "np.i0": "use scipy.special.i0",
-    "np.linalg.eig": "use np.linalg.eigh of symmetric matrices",
-    "np.linalg.eigvals": "use np.linalg.eigvalsh of symmetric matrices",
     "np.piecewise": "use np.select",
     "np.lexsort": "use np.argsort",
     "np.apply_along_axis": "use functions with an axis, or np.stack over a loop",
@@ -36,7 +48,6 @@ NEAREST: dict[str, str] = {
     "np.nanpercentile": "use np.percentile, or np.nanmedian",
     "np.polyfit": "use np.linalg.lstsq of np.vander",
     "np.roots": "find them on plain arrays, then take a Newton step with np.polyval",
-    "np.real_if_close": "use np.real",
     "np.sort_complex": "use np.sort of np.real or np.abs",
     "np.einsum_path": "use np.einsum, and np.einsum_path on plain arrays of the same shapes",
     "np.common_type": "use np.result_type",
@@ -47,19 +58,7 @@ NEAREST: dict[str, str] = {
     "ndarray.partition": "use x = np.partition(x, kth)",
     "ndarray.fill": "use np.full_like",
     "ndarray.flat": "use x.reshape(-1)",
-    "scipy.special.logsumexp": "use dtrain.graph.logsumexp",
-    "scipy.special.softmax": "use dtrain.graph.softmax",
-    "scipy.special.log_softmax": "use dtrain.graph.log_softmax",
-    "scipy.special.polygamma": "use scipy.special.psi, and scipy.special.zeta for its derivatives",
-    "scipy.signal.convolve": "use np.convolve",
-    "scipy.signal.correlate": "use np.correlate",
-    "scipy.signal.fftconvolve": "use np.convolve, or np.fft.rfft and np.fft.irfft",
-    "scipy.linalg.cholesky": "use np.linalg.cholesky",
-    "scipy.linalg.inv": "use np.linalg.inv",
-    **_of("use np.linalg.solve", "scipy.linalg.solve", "scipy.linalg.solve_triangular", "scipy.linalg.cho_solve"),
-    **_of(
-        _STATISTICS, *[f"scipy.stats.{f}" for f in ("pdf", "logpdf", "cdf", "logcdf", "sf", "logsf", "pmf", "logpmf")]
-    ),
+    **{f"scipy.{name}": f"use dtrain.scipy.{name}" for name in _IN_DTRAIN},
     **_of(
         _BY_VALUES,
         *("np.nonzero", "np.argwhere", "np.flatnonzero", "np.histogram", "np.histogram2d", "np.histogramdd"),

@@ -6,6 +6,7 @@ silently evaluated.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from dtrain.graph.ops import (
     indexing,
     joining,
     linear,
+    making,
     order,
     padding,
     reduction,
@@ -126,6 +128,7 @@ FUNCTIONS.update(  # elementwise
         np.real: complex_numbers.real,
         np.imag: complex_numbers.imag,
         np.angle: complex_numbers.angle,
+        np.real_if_close: complex_numbers.real_if_close,
         np.isclose: _isclose,
         np.isposinf: lambda x: np.equal(x, np.inf),
         np.isneginf: lambda x: np.equal(x, -np.inf),
@@ -266,6 +269,18 @@ FUNCTIONS.update(
     }
 )
 
+FUNCTIONS.update(  # with like=x of a traced x
+    {
+        np.array: making.array,
+        np.asarray: partial(making.array, copy=False),
+        np.asanyarray: partial(making.array, copy=False),
+        np.full: making.full,
+        np.zeros: making.zeros,
+        np.empty: making.zeros,
+        np.ones: making.ones,
+    }
+)
+
 FUNCTIONS.update(  # products and linear algebra
     {
         np.dot: contraction.dot,
@@ -297,6 +312,8 @@ FUNCTIONS.update(  # products and linear algebra
         np.linalg.cholesky: decomposition.cholesky,
         np.linalg.qr: decomposition.qr,
         np.linalg.eigh: decomposition.eigh,
+        np.linalg.eig: decomposition.eig,
+        np.linalg.eigvals: decomposition.eigvals,
         np.linalg.eigvalsh: decomposition.eigvalsh,
         np.linalg.svd: decomposition.svd,
         np.linalg.svdvals: decomposition.svdvals,

@@ -8,14 +8,16 @@ of `out`; a returned gradient may have any shape that broadcasts against the inp
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from dtrain.errors import ShapeError, TraceError
-from dtrain.graph.tensor import EMPTY, Graph, Tensor, active_graph, format_line, user_line
+from dtrain.graph.tensor import EMPTY, Graph, Tensor, active_graph, format_line, holds_tensor, stacked, user_line
 
 Call = Callable[[], Any]
 Shape = tuple[int, ...]
@@ -23,6 +25,13 @@ Static = dict[str, Any]
 
 PRIMITIVES: dict[str, Primitive] = {}
 """Every primitive by name. `tests/ops_table.py` must hold a sample of each."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a gradient rule returns for an input whose derivative is not known; asking for it is an error."""
+
+    what: str
 
 
 class Primitive:
@@ -35,6 +44,8 @@ class Primitive:
     is_elementwise = False
     is_view = False
     is_random = False
+    module = __name__
+    """Where it is defined."""
 
     def __init__(self, name: str, rule: Callable[..., Any] | None, doc: str | None) -> None:
         if name in PRIMITIVES:
@@ -50,7 +61,7 @@ class Primitive:
     def __reduce_ex__(self, protocol: Any) -> Any:
         # One of the table stays the one of the table in another process, where the plan tells them apart by identity.
         if PRIMITIVES.get(self.name) is self:
-            return _of_table, (self.name,)
+            return _of_table, (self.name, self.module)
         return super().__reduce_ex__(protocol)
 
     def infer(self, inputs: Sequence[Tensor], static: Static) -> tuple[Shape, np.dtype[Any]]:
@@ -74,7 +85,9 @@ class Primitive:
         return record(self, args, static or EMPTY)
 
 
-def _of_table(name: str) -> Primitive:
+def _of_table(name: str, module: str) -> Primitive:
+    if name not in PRIMITIVES:  # those of SciPy are there once something uses them
+        importlib.import_module(module)
     return PRIMITIVES[name]
 
 
@@ -190,13 +203,17 @@ def primitive(
     def make(rule: Callable[..., Any]) -> Primitive:
         label = name or rule.__name__.rstrip("_")
         given = rule if is_differentiable else None
+        made: Primitive
         if kernel is not None:
-            return Ufunc(kernel, label, given, rule.__doc__)
-        if view is not None:
-            return View(label, given, rule.__doc__, view)
-        assert shape is not None
-        assert bind is not None
-        return Kernel(label, given, rule.__doc__, shape, bind, is_elementwise, is_random, expects)
+            made = Ufunc(kernel, label, given, rule.__doc__)
+        elif view is not None:
+            made = View(label, given, rule.__doc__, view)
+        else:
+            assert shape is not None
+            assert bind is not None
+            made = Kernel(label, given, rule.__doc__, shape, bind, is_elementwise, is_random, expects)
+        made.module = rule.__module__
+        return made
 
     return make
 
@@ -227,6 +244,7 @@ def promote(args: Sequence[Any]) -> Sequence[Any]:
             break
     else:
         return args
+    args = [stacked(a) if holds_tensor(a) else a for a in args]
     strong: list[np.dtype[Any]] = []
     weak: list[type] = []
     graph: Graph | None = None
@@ -273,7 +291,7 @@ def as_tensor(x: Any, graph: Graph | None = None) -> Tensor:
     graph = graph or active_graph()
     if graph is None:
         raise TraceError(f"{type(x).__name__} at {format_line(user_line())}: nothing is being traced")
-    return graph.constant(x)
+    return stacked(x) if holds_tensor(x) else graph.constant(x)
 
 
 def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:

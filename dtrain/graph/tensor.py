@@ -218,6 +218,7 @@ class Tensor(Operators):
         if method == "outer" and not options and ufunc in UFUNCS and len(inputs) == 2:
             x, y = inputs
             return ufunc(x[(..., *(None,) * np.ndim(y))] if np.ndim(y) else x, y)
+        inputs = tuple([stacked(x) if holds_tensor(x) else x for x in inputs])
         table = _TABLES.get(method)
         function = table.get(ufunc) if table is not None else None
         if function is None and method == "__call__" and "scipy.special" in sys.modules:
@@ -226,7 +227,8 @@ class Tensor(Operators):
             function = SPECIAL.get(ufunc)
         if function is None:
             suffix = "" if method == "__call__" else f".{method}"
-            raise UnsupportedFunctionError(_not_covered(f"np.{ufunc.__name__}{suffix}"))
+            library = "np" if hasattr(np, ufunc.__name__) else "scipy.special"
+            raise UnsupportedFunctionError(_not_covered(f"{library}.{ufunc.__name__}{suffix}"))
         if options and method == "__call__":
             raise UnsupportedFunctionError(
                 f"np.{ufunc.__name__} with {', '.join(sorted(options))}= is not covered; used at "
@@ -273,6 +275,16 @@ class Tensor(Operators):
                 raise UnsupportedFunctionError(_not_covered(f"ndarray.{name}"))
             raise AttributeError(f"a traced array has no attribute {name!r}")
         return lambda *args, **options: method(self, *args, **options)
+
+
+def holds_tensor(x: Any) -> bool:
+    """Whether a traced array is among nested lists."""
+    return isinstance(x, list | tuple) and any(isinstance(part, Tensor) or holds_tensor(part) for part in x)
+
+
+def stacked(x: Any) -> Any:
+    """Return nested lists with traced arrays among them as one array, as np.array makes one of plain ones."""
+    return np.stack([stacked(part) if holds_tensor(part) else part for part in x])
 
 
 def _not_covered(name: str) -> str:

@@ -152,3 +152,15 @@ def overwritten(x, v):
 
 
 row("u[rows, columns] = v, the last counts", overwritten, None, X, V)
+
+row("array like", lambda x: np.array([x[0, 0], 2 * x[1, 1], x[2, 3]], like=x) * np.asarray(x[0, :3], like=x)
+    + np.asanyarray([1, 2, 3], x.dtype, like=x), lambda x: torch.stack([x[0, 0], 2 * x[1, 1], x[2, 3]])
+    * x[0, :3] + torch.tensor([1, 2, 3]), X)  # fmt: skip
+row("full like", lambda x: np.full((2, 4), x[0], like=x) + np.zeros(4, x.dtype, like=x) + np.ones(4, x.dtype, like=x)
+    + 0 * np.empty(4, x.dtype, like=x), lambda x: x[:1].repeat(2, 1) + 1, X)  # fmt: skip
+row("lists beside traced arrays",
+    lambda x: np.maximum([x[0, 1], x[0, 0], 9.0, -9.0], x) * np.multiply(x, [x[0, 0]] * 4),
+    lambda x: torch.maximum(torch.stack([x[0, 1], x[0, 0], x[0, 0] * 0 + 9, x[0, 0] * 0 - 9]), x) * x * x[0, 0],
+    X)  # fmt: skip
+for _mode in ("reflect", "symmetric"):
+    row(f"pad {_mode} odd", lambda x, m=_mode: np.pad(x, ((2, 0), (1, 3)), mode=m, reflect_type="odd"), None, X)

@@ -99,6 +99,10 @@ row("eigh", lambda x: (np.linalg.eigh(symmetric(x))[1] * np.sin(np.linalg.eigh(s
 row("eigvalsh", lambda x: np.linalg.eigvalsh(symmetric(x), UPLO="U"), lambda x: linalg.eigvalsh(symmetric(x)), BATCH)
 row("eigvalsh of equal", lambda x: np.sum(np.linalg.eigvalsh(symmetric(x)) ** 2),
     lambda x: symmetric(x).square().sum(), np.eye(3), orders=0)  # fmt: skip
+row("eigvals", lambda x: np.prod(np.linalg.eigvals(x), axis=-1).real, linalg.det, BATCH)
+row(
+    "eig", lambda x: np.abs(np.linalg.eig(x)[1]) + np.sin(np.linalg.eig(x).eigenvalues.real)[..., None, :], None, SQUARE
+)
 for _name, _x in (("tall", TALL), ("wide", WIDE)):
     row(f"svd of {_name}", lambda x: np.linalg.svd(x, full_matrices=False)[0]
         @ (np.sin(np.linalg.svd(x, False).S)[..., None] * np.linalg.svd(x, full_matrices=False).Vh),
@@ -196,3 +200,51 @@ row("Gaussian process",
     ABOVE[:, 0])  # fmt: skip
 row("eigvalsh reads the lower triangle", lambda x: np.linalg.eigvalsh(x), None, SQUARE)
 row("eigvalsh reads the upper triangle", lambda x: np.linalg.eigvalsh(x, "U"), None, BATCH)
+
+
+def complex_of(x):
+    """Return a complex matrix that depends on x alone."""
+    return x + (0.5j if isinstance(x.dtype, torch.dtype) else np.array(0.5j, np.result_type(x.dtype, np.complex64))) * (
+        x.mT @ x if x.shape[-1] == x.shape[-2] else x * x
+    )
+
+
+def hermitian(x):
+    return complex_of(x) @ complex_of(x).conj().mT if isinstance(x, torch.Tensor) else complex_of(x) @ np.conj(
+        complex_of(x)).mT  # fmt: skip
+
+
+def identity(x):
+    return np.eye(3, dtype=x.dtype) if isinstance(x.dtype, np.dtype) else torch.eye(3, dtype=x.dtype)
+
+
+for _name, _f in (
+    ("cholesky", lambda x, la: both(la.cholesky(hermitian(x) + identity(x)))),
+    ("eigvalsh", lambda x, la: la.eigvalsh(hermitian(x) + identity(x))),
+    ("eigh", lambda x, la: abs(la.eigh(hermitian(x))[1]) ** 2),
+    ("eigvals", lambda x, la: both(la.eigvals(complex_of(x)) ** 2)),
+    ("det", lambda x, la: both(la.det(complex_of(x)))),
+    ("slogdet", lambda x, la: both(la.slogdet(complex_of(x))[0]) + la.slogdet(complex_of(x))[1]),
+    ("inv", lambda x, la: both(la.inv(complex_of(x)))),
+):  # fmt: skip
+    _orders = 1 if _name == "eigvals" else 2
+    row(f"{_name} of complex", lambda x, f=_f: f(x, np.linalg), None if _name == "eigvals" else lambda x, f=_f: f(
+        x, linalg), SQUARE, orders=_orders)  # fmt: skip
+
+
+def sine_of_values(library, x, sine):
+    """The matrix whose singular values are the sines of those of x: it depends on the phases of both factors."""
+    u, s, vh = library.svd(complex_of(x), full_matrices=False)
+    return u @ (sine(s)[:, None] * vh)
+
+
+for _name, _x in (("tall", TALL[0]), ("wide", WIDE[0])):
+    row(f"svd of complex {_name}", lambda x: np.abs(np.linalg.svd(complex_of(x), full_matrices=False)[0]) ** 2
+        + np.linalg.svd(complex_of(x), full_matrices=False)[1], lambda x: linalg.svd(complex_of(x), False)[0].abs() ** 2
+        + linalg.svd(complex_of(x), False)[1], _x)  # fmt: skip
+    row(f"svd of complex {_name} put together", lambda x: both(sine_of_values(np.linalg, x, np.sin)),
+        lambda x: both(sine_of_values(linalg, x, torch.sin)), _x)  # fmt: skip
+    row(f"pinv of complex {_name}", lambda x: both(np.linalg.pinv(complex_of(x))),
+        lambda x: both(linalg.pinv(complex_of(x))), _x)  # fmt: skip
+row("qr of complex", lambda x: both(np.linalg.qr(complex_of(x))[0]), None, TALL[0])
+row("real_if_close", lambda x: np.real_if_close(x) * 2, lambda x: x * 2, X)

@@ -17,6 +17,7 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "graph": {"errors"},
+    "scipy": {"errors", "graph"},
     "comm": {"errors"},
     "data": {"errors", "options", "graph", "comm"},
     "optim": {"errors", "options", "graph", "comm"},

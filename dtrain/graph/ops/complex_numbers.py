@@ -53,6 +53,15 @@ def imag(x: Any) -> Any:
     return imag_(x) if x.dtype.kind == "c" else np.zeros_like(x)
 
 
+def real_if_close(x: Any, tol: float = 100) -> Any:
+    """Record np.real_if_close; of complex numbers the dtype depends on the values, so only where these may be asked."""
+    x = as_tensor(x)
+    if x.dtype.kind != "c":
+        return x
+    limit = tol * np.finfo(x.dtype).eps if tol > 1 else tol
+    return real(x) if np.all(np.abs(imag(x)) < limit) else x
+
+
 def conjugate(x: Any) -> Any:
     """Record np.conjugate; of real numbers the array itself."""
     x = as_tensor(x)

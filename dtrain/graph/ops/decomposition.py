@@ -1,11 +1,12 @@
 # mypy: allow-untyped-defs
 # Gradient rules are formulas: their arguments are all Tensors, and types would hide the mathematics.
-"""Cholesky, QR, eigenvalues of symmetric matrices, singular values, and the norms made of them.
+"""Cholesky, QR, eigenvalues, singular values, and the norms made of them.
 
 A decomposition is one primitive whose result holds all factors side by side in the last axis; the functions take them
 apart. Degenerate eigenvalues or singular values have no gradient of their vectors: the parts that would divide by zero
-are left out, so that a function of the values alone stays right. Rules: Giles (2008); Murray, arXiv:1602.07527;
-Townsend, Differentiating the singular value decomposition (2016).
+are left out, so that a function of the values alone stays right. The phases of complex vectors are arbitrary: the
+gradient is that of functions which do not depend on them. Rules: Giles (2008); Murray, arXiv:1602.07527; Townsend,
+Differentiating the singular value decomposition (2016); Boeddeker et al., arXiv:1701.00392, for complex matrices.
 """
 
 from __future__ import annotations
@@ -16,23 +17,13 @@ import numpy as np
 
 from dtrain.errors import UnsupportedFunctionError
 from dtrain.graph.ops.reduction import is_given, normalize_axes
-from dtrain.graph.ops.solving import copying, float_dtype, square_expects, square_shape, turned
+from dtrain.graph.ops.solving import adjoint, copying, float_dtype, square_expects, square_shape
 from dtrain.graph.primitive import Shape, as_tensor, primitive, record
 
 _EIGH = type(np.linalg.eigh(np.eye(1)))
 _QR = type(np.linalg.qr(np.eye(1)))
 _SVD = type(np.linalg.svd(np.eye(1)))
-
-
-def _symmetric(x: Any) -> Any:
-    return (x + turned(x)) * 0.5
-
-
-def _refuse_complex(x: Any, name: str) -> Any:
-    x = as_tensor(x)
-    if x.dtype.kind == "c":
-        raise UnsupportedFunctionError(f"np.linalg.{name} of complex matrices is not covered")
-    return x
+_EIG = type(np.linalg.eig(np.eye(1)))
 
 
 def _packed(*parts: np.ndarray) -> np.ndarray:
@@ -64,21 +55,21 @@ def _differences(values: Any) -> Any:
 def cholesky_(g, out, x):
     """np.linalg.cholesky, the lower factor. The gradient is symmetric, as if both halves of x were read."""
     half = np.tril(np.ones(x.shape[-2:], x.dtype)) - 0.5 * np.eye(x.shape[-1], dtype=x.dtype)
-    inner = (turned(out) @ np.tril(g)) * half
-    back = np.linalg.solve(turned(out), turned(np.linalg.solve(turned(out), turned(inner))))
-    return _symmetric(back)
+    inner = (adjoint(out) @ np.tril(np.conjugate(g))) * half
+    back = np.linalg.solve(adjoint(out), adjoint(np.linalg.solve(adjoint(out), adjoint(inner))))
+    return np.conjugate(back + adjoint(back)) * 0.5
 
 
 def cholesky(x: Any, /, *, upper: bool = False) -> Any:
     """Record np.linalg.cholesky."""
-    x = _refuse_complex(x, "cholesky")
-    return turned(record(cholesky_, (turned(x),))) if upper else record(cholesky_, (x,))
+    x = as_tensor(x)
+    return adjoint(record(cholesky_, (adjoint(x),))) if upper else record(cholesky_, (x,))
 
 
-# -- eigenvalues of symmetric matrices --------------------------------------------------------------------------------
+# -- eigenvalues ------------------------------------------------------------------------------------------------------
 
 
-def _eigh_shape(x: Any, *, uplo: str) -> tuple[Shape, np.dtype[Any]]:
+def _eigen_shape(x: Any, **static: Any) -> tuple[Shape, np.dtype[Any]]:
     shape, dtype = square_shape(x)
     n = shape[-1]
     return (*shape[:-2], n + n * n), dtype
@@ -89,29 +80,68 @@ def _eigh(x: np.ndarray, *, uplo: str) -> np.ndarray:
     return _packed(w[..., None], v)
 
 
-@primitive(shape=_eigh_shape, bind=copying(_eigh), expects=square_expects)
+@primitive(shape=_eigen_shape, bind=copying(_eigh), expects=square_expects)
 def eigh_factors(g, out, x, *, uplo):
     """np.linalg.eigh: eigenvalues and eigenvectors. The gradient lies in the triangle of x that NumPy reads."""
     n = x.shape[-1]
     w, v = _unpacked(out, (n,), (n, n))
-    gw, gv = _unpacked(g, (n,), (n, n))
-    inner = np.where(np.eye(n, dtype=bool), gw[..., None, :], _differences(w) * (turned(v) @ gv))
-    half = v @ inner @ turned(v)
-    triangle = np.tril(np.ones((n, n), bool), -1)
+    gw, gv = _unpacked(np.conjugate(g), (n,), (n, n))
     eye = np.eye(n, dtype=bool)
-    return np.where(triangle if uplo.upper() == "L" else triangle.T, half + turned(half), np.where(eye, half, 0.0))
+    inner = np.where(eye, np.real(gw)[..., None, :], _differences(np.real(w)) * (adjoint(v) @ gv))
+    half = v @ inner @ adjoint(v)
+    triangle = np.tril(np.ones((n, n), bool), -1)
+    both = half + adjoint(half)
+    kept = np.where(triangle if uplo.upper() == "L" else triangle.T, both, np.where(eye, np.real(both) * 0.5, 0.0))
+    return np.conjugate(kept)
 
 
 def eigh(x: Any, UPLO: str = "L") -> Any:
-    """Record np.linalg.eigh of real symmetric matrices."""
-    x = _refuse_complex(x, "eigh")
+    """Record np.linalg.eigh of symmetric and of Hermitian matrices."""
+    x = as_tensor(x)
     n = x.shape[-1]
-    return _EIGH(*_unpacked(record(eigh_factors, (x,), {"uplo": UPLO}), (n,), (n, n)))
+    w, v = _unpacked(record(eigh_factors, (x,), {"uplo": UPLO}), (n,), (n, n))
+    return _EIGH(np.real(w), v)
 
 
 def eigvalsh(x: Any, UPLO: str = "L") -> Any:
     """Record np.linalg.eigvalsh."""
     return eigh(x, UPLO)[0]
+
+
+def _eig_shape(x: Any) -> tuple[Shape, np.dtype[Any]]:
+    shape, dtype = _eigen_shape(x)
+    return shape, np.result_type(dtype, np.complex64)
+
+
+def _eig(x: np.ndarray) -> np.ndarray:
+    w, v = np.linalg.eig(x)
+    return _packed(w[..., None], v)
+
+
+@primitive(shape=_eig_shape, bind=copying(_eig), expects=square_expects)
+def eig_factors(g, out, x):
+    """np.linalg.eig, whose eigenvectors have length 1; the result is complex."""
+    n = x.shape[-1]
+    w, v = _unpacked(out, (n,), (n, n))
+    gw, gv = _unpacked(np.conjugate(g), (n,), (n, n))
+    moved = adjoint(v) @ gv
+    lengths = np.real(np.sum(np.where(np.eye(n, dtype=bool), moved, 0.0), axis=-2, keepdims=True))
+    inner = np.conjugate(_differences(w)) * (moved - (adjoint(v) @ v) * lengths)
+    inner = np.where(np.eye(n, dtype=bool), gw[..., None, :], inner)
+    result = np.conjugate(np.linalg.solve(adjoint(v), inner @ adjoint(v)))
+    return result if x.dtype.kind == "c" else np.real(result)
+
+
+def eig(x: Any) -> Any:
+    """Record np.linalg.eig. The results are complex, for matrices whose eigenvalues are all real too."""
+    x = as_tensor(x)
+    n = x.shape[-1]
+    return _EIG(*_unpacked(record(eig_factors, (x,)), (n,), (n, n)))
+
+
+def eigvals(x: Any) -> Any:
+    """Record np.linalg.eigvals, complex as those of `eig`."""
+    return eig(x)[0]
 
 
 # -- QR ---------------------------------------------------------------------------------------------------------------
@@ -131,16 +161,16 @@ def qr_factors(g, out, x):
     """np.linalg.qr of matrices with no fewer rows than columns."""
     m, n = x.shape[-2:]
     q, r = _unpacked(out, (m, n), (n, n))
-    gq, gr = _unpacked(g, (m, n), (n, n))
-    inner = r @ turned(gr) - turned(gq) @ q
+    gq, gr = _unpacked(np.conjugate(g), (m, n), (n, n))
+    inner = r @ adjoint(gr) - adjoint(gq) @ q
     lower = np.tril(inner, -1)
-    full = lower + turned(lower) + inner * np.eye(n, dtype=x.dtype)
-    return turned(np.linalg.solve(r, turned(gq + q @ full)))
+    full = lower + adjoint(lower) + np.real(inner) * np.eye(n, dtype=np.real(inner).dtype)
+    return np.conjugate(adjoint(np.linalg.solve(r, adjoint(gq + q @ full))))
 
 
 def qr(x: Any, mode: str = "reduced") -> Any:
     """Record np.linalg.qr in the modes reduced and r, and complete where it is the same."""
-    x = _refuse_complex(x, "qr")
+    x = as_tensor(x)
     m, n = x.shape[-2:]
     if mode not in ("reduced", "r") and not (mode == "complete" and m <= n):
         raise UnsupportedFunctionError(
@@ -149,7 +179,7 @@ def qr(x: Any, mode: str = "reduced") -> Any:
     k = min(m, n)
     q, r = _unpacked(record(qr_factors, (x[..., :k],)), (m, k), (k, k))
     if n > k:
-        r = np.concatenate([r, turned(q) @ x[..., k:]], axis=-1)
+        r = np.concatenate([r, adjoint(q) @ x[..., k:]], axis=-1)
     return r if mode == "r" else _QR(q, r)
 
 
@@ -173,26 +203,29 @@ def svd_factors(g, out, x):
     m, n = x.shape[-2:]
     k = min(m, n)
     s, u, vh = _unpacked(out, (k,), (m, k), (k, n))
-    gs, gu, gvh = _unpacked(g, (k,), (m, k), (k, n))
-    v, gv = turned(vh), turned(gvh)
+    gs, gu, gvh = _unpacked(np.conjugate(g), (k,), (m, k), (k, n))
+    s, v, gv = np.real(s), adjoint(vh), adjoint(gvh)
     f = _differences(np.square(s))
-    inner_u, inner_v = turned(u) @ gu, turned(v) @ gv
+    inner_u, inner_v = adjoint(u) @ gu, adjoint(v) @ gv
     rows, columns = s[..., :, None], s[..., None, :]
-    inner = (f * (inner_u - turned(inner_u))) * columns + rows * (f * (inner_v - turned(inner_v)))
-    inner = np.where(np.eye(k, dtype=bool), gs[..., None, :], inner)
-    result = u @ inner @ vh
     zero = columns == 0
     inverse = np.where(zero, 0.0, 1.0 / np.where(zero, 1.0, columns))
+    inner = (f * (inner_u - adjoint(inner_u))) * columns + rows * (f * (inner_v - adjoint(inner_v)))
+    on_diagonal = np.real(gs)[..., None, :]
+    if x.dtype.kind == "c":  # the phase of u against that of v
+        on_diagonal = on_diagonal + (inner_u - adjoint(inner_u)) * (0.5 * inverse)
+    inner = np.where(np.eye(k, dtype=bool), on_diagonal, inner)
+    result = u @ inner @ vh
     if m > k:
         result = result + ((gu - u @ inner_u) * inverse) @ vh
     if n > k:
-        result = result + (u * inverse) @ turned(gv - v @ inner_v)
-    return result
+        result = result + (u * inverse) @ adjoint(gv - v @ inner_v)
+    return np.conjugate(result)
 
 
 def svd(x: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: bool = False) -> Any:
     """Record np.linalg.svd with full_matrices=False, or of square matrices, or without the vectors."""
-    x = _refuse_complex(x, "svd")
+    x = as_tensor(x)
     m, n = x.shape[-2:]
     k = min(m, n)
     if compute_uv and full_matrices and m != n:
@@ -201,6 +234,7 @@ def svd(x: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: 
             "full_matrices=False"
         )
     s, u, vh = _unpacked(record(svd_factors, (x,)), (k,), (m, k), (k, n))
+    s = np.real(s)
     return _SVD(u, s, vh) if compute_uv else s
 
 

@@ -29,11 +29,12 @@ def pad(x: Any, pad_width: Any, mode: Any = "constant", **options: Any) -> Any:
         index = tuple([("slice", before, before + n, None) for n, (before, _) in zip(x.shape, widths, strict=True)])
         return record(embed, (x,), {"shape": shape, "index": index})
     if mode in _TAKING:
-        if options.get("reflect_type", "even") != "even":
-            raise UnsupportedFunctionError("np.pad with reflect_type='odd' is not covered; join 2 * edge - x instead")
+        is_odd = options.get("reflect_type", "even") == "odd" and mode in ("reflect", "symmetric")
         for axis, width in enumerate(widths):
             if any(width):
-                x = np.take(x, np.pad(np.arange(x.shape[axis]), width, mode), axis=axis)
+                n = x.shape[axis]
+                padded = np.take(x, np.pad(np.arange(n), width, mode), axis=axis)
+                x = _mirrored(padded, axis, n, width[0], width[1], mode) if is_odd else padded
         return x
     if mode not in ("constant", "linear_ramp", *_REDUCING):
         raise UnsupportedFunctionError(f"np.pad with mode={mode!r} is not covered; use np.concatenate")
@@ -45,6 +46,19 @@ def pad(x: Any, pad_width: Any, mode: Any = "constant", **options: Any) -> Any:
             parts.append(_block(x, axis, after, mode, options, 1))
         x = np.concatenate(parts, axis=axis) if len(parts) > 1 else x
     return x
+
+
+def _mirrored(padded: Any, axis: int, n: int, before: int, after: int, mode: str) -> Any:
+    """Turn what was reflected evenly about the point at the edge, 2·edge - x."""
+    if max(before, after) > (n - 1 if mode == "reflect" else n):
+        raise UnsupportedFunctionError(
+            f"np.pad with reflect_type='odd' of {n} by more than once their number; pad twice"
+        )
+    lead = (slice(None),) * axis
+    first, last = (padded[(*lead, slice(k, k + 1))] for k in (before, before + n - 1))
+    inner = padded[(*lead, slice(before, before + n))]
+    left, right = padded[(*lead, slice(0, before))], padded[(*lead, slice(before + n, None))]
+    return np.concatenate([2 * first - left, inner, 2 * last - right], axis=axis)
 
 
 def _option(options: dict[str, Any], name: str, default: Any, x: Any, axis: int, side: int) -> Any:

@@ -49,6 +49,11 @@ def turned(x: Any) -> Any:
     return np.swapaxes(x, -1, -2)
 
 
+def adjoint(x: Any) -> Any:
+    """Return the conjugate transpose."""
+    return turned(np.conjugate(x))
+
+
 @primitive(shape=square_shape, bind=copying(np.linalg.inv), expects=square_expects, name="inv")
 def inv_(g, out, x):
     """np.linalg.inv."""
@@ -72,7 +77,7 @@ def _cofactors(x: np.ndarray) -> np.ndarray:
     n = x.shape[-1]
     others = np.prod(np.where(np.eye(n, dtype=bool), 1, s[..., None, :]), axis=-1)
     sign = np.linalg.det(u) * np.linalg.det(vh)
-    result: np.ndarray = sign[..., None, None] * (u * others[..., None, :]) @ vh
+    result: np.ndarray = sign[..., None, None] * (u.conj() * others[..., None, :]) @ vh.conj()
     return result
 
 
@@ -92,7 +97,12 @@ def _signdet(x: np.ndarray) -> Any:
     return np.linalg.slogdet(x)[0]
 
 
-@primitive(shape=_scalar_shape, bind=copying(_logdet), expects=square_expects)
+def _real_shape(x: Any) -> tuple[Shape, np.dtype[Any]]:
+    shape, dtype = _scalar_shape(x)
+    return shape, np.zeros(0, dtype).real.dtype
+
+
+@primitive(shape=_real_shape, bind=copying(_logdet), expects=square_expects)
 def logdet(g, out, x):
     """log |det x|."""
     return g[..., None, None] * turned(np.linalg.inv(x))
@@ -100,8 +110,11 @@ def logdet(g, out, x):
 
 @primitive(shape=_scalar_shape, bind=copying(_signdet), expects=square_expects)
 def signdet(g, out, x):
-    """The sign of the determinant; flat."""
-    return None
+    """The sign of the determinant, flat; of complex matrices the determinant over its absolute value."""
+    if x.dtype.kind != "c":
+        return None
+    turning = np.real(1j * g * out)
+    return (-1j * turning)[..., None, None] * turned(np.linalg.inv(x))
 
 
 def _solve_shape(a: Any, b: Any) -> tuple[Shape, np.dtype[Any]]:
@@ -182,10 +195,11 @@ def _pinv(x: np.ndarray, *, rcond: float, hermitian: bool) -> np.ndarray:
 
 def _pinv_adjoint(g: Any, p: Any, x: Any) -> Any:
     """Return the gradient of x from that of its pseudoinverse p."""
-    pt, gt = turned(p), turned(g)
+    g = np.conjugate(g)
+    pt, gt = adjoint(p), adjoint(g)
     left = gt @ p @ pt
     right = pt @ p @ gt
-    return -(pt @ g @ pt) + left - x @ (p @ left) + right - (right @ p) @ x
+    return np.conjugate(-(pt @ g @ pt) + left - x @ (p @ left) + right - (right @ p) @ x)
 
 
 @primitive(shape=_pinv_shape, bind=copying(_pinv), expects=_matrix_expects, name="pinv")
@@ -245,7 +259,8 @@ def lstsq(a: Any, b: Any, rcond: Any = None) -> Any:
     columns = b[:, None] if b.ndim == 1 else b
     x = record(lstsq_, (a, columns), {"rcond": rcond})
     if a.shape[0] > a.shape[1]:
-        residuals = np.sum(np.square(columns - a @ x), axis=0)
+        rest = columns - a @ x
+        residuals = np.sum(np.real(rest * np.conjugate(rest)), axis=0)
     else:
         residuals = a.graph.constant(np.empty(0, x.dtype))
     singular = np.linalg.svd(a, compute_uv=False)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from dtrain.graph.operators import SPECIAL
-from dtrain.graph.primitive import Ufunc, primitive
+from dtrain.graph.primitive import Missing, Ufunc, primitive
 
 _ROOT_PI = math.sqrt(math.pi)
 
@@ -89,8 +89,8 @@ def psi(g, out, x):
 
 @primitive(special._ufuncs._zeta)
 def hurwitz_zeta(g, out, s, x):
-    """Σ 1/(k + x)^s; no derivative with respect to s is known in closed form, and none is needed here."""
-    return None, g * (-s * hurwitz_zeta(s + 1.0, x))
+    """Σ 1/(k + x)^s; no derivative with respect to s is known in closed form."""
+    return Missing("scipy.special.zeta with respect to its exponent"), g * (-s * hurwitz_zeta(s + 1.0, x))
 
 
 @primitive(special.beta)
@@ -105,6 +105,42 @@ def betaln(g, out, a, b):
     """log |B(a, b)|."""
     both = special.psi(a + b)
     return g * (special.psi(a) - both), g * (special.psi(b) - both)
+
+
+@primitive(special.gammasgn, is_differentiable=False)
+def gammasgn(g, out, x):
+    """The sign of Γ(x); flat."""
+
+
+@primitive(special.gammainc)
+def gammainc(g, out, a, x):
+    """The regularised lower incomplete gamma function P(a, x)."""
+    density = np.exp(special.xlogy(a - 1.0, x) - x - special.gammaln(a))
+    return Missing("scipy.special.gammainc with respect to a"), g * density
+
+
+@primitive(special.gammaincc)
+def gammaincc(g, out, a, x):
+    """1 - P(a, x)."""
+    density = np.exp(special.xlogy(a - 1.0, x) - x - special.gammaln(a))
+    return Missing("scipy.special.gammaincc with respect to a"), -g * density
+
+
+@primitive(special.betainc)
+def betainc(g, out, a, b, x):
+    """The regularised incomplete beta function I_x(a, b)."""
+    density = np.exp(special.xlogy(a - 1.0, x) + special.xlog1py(b - 1.0, -x) - special.betaln(a, b))
+    missing = Missing("scipy.special.betainc with respect to a or b")
+    return missing, missing, g * density
+
+
+@primitive(special.stdtr)
+def stdtr(g, out, df, x):
+    """The cumulative distribution of Student's t."""
+    half = 0.5 * (df + 1.0)
+    size = np.exp(special.gammaln(half) - special.gammaln(0.5 * df)) / np.sqrt(math.pi * df)
+    density = size * np.exp(-half * np.log1p(np.square(x) / df))
+    return Missing("scipy.special.stdtr with respect to the degrees of freedom"), g * density
 
 
 @primitive(special.xlogy)
@@ -181,6 +217,103 @@ def j1(g, out, x):
     near = np.abs(x) < 1e-8
     safe = np.where(near, 1.0, x)
     return g * (special.j0(x) - np.where(near, 0.5, special.j1(safe) / safe))
+
+
+@primitive(special.y0)
+def y0(g, out, x):
+    """The Bessel function of the second kind of order 0."""
+    return g * -special.y1(x)
+
+
+@primitive(special.y1)
+def y1(g, out, x):
+    """The Bessel function of the second kind of order 1."""
+    return g * (special.y0(x) - out / x)
+
+
+@primitive(special.k0)
+def k0(g, out, x):
+    """The modified Bessel function of the second kind of order 0."""
+    return g * -special.k1(x)
+
+
+@primitive(special.k1)
+def k1(g, out, x):
+    """The modified Bessel function of the second kind of order 1."""
+    return g * -(special.k0(x) + out / x)
+
+
+def _order(name: str) -> Missing:
+    return Missing(f"scipy.special.{name} with respect to its order")
+
+
+@primitive(special.jv)
+def jv(g, out, v, x):
+    """The Bessel function of order v (also named jn)."""
+    return _order("jv"), g * 0.5 * (special.jv(v - 1.0, x) - special.jv(v + 1.0, x))
+
+
+@primitive(special.yv)
+def yv(g, out, v, x):
+    """The Bessel function of the second kind of order v."""
+    return _order("yv"), g * 0.5 * (special.yv(v - 1.0, x) - special.yv(v + 1.0, x))
+
+
+@primitive(special.yn)
+def yn(g, out, n, x):
+    """The Bessel function of the second kind of whole order n."""
+    return _order("yn"), g * 0.5 * (special.yn(n - 1, x) - special.yn(n + 1, x))
+
+
+@primitive(special.iv)
+def iv(g, out, v, x):
+    """The modified Bessel function of order v."""
+    return _order("iv"), g * 0.5 * (special.iv(v - 1.0, x) + special.iv(v + 1.0, x))
+
+
+@primitive(special.ive)
+def ive(g, out, v, x):
+    """e^-|x|·iv(v, x)."""
+    around = 0.5 * (special.ive(v - 1.0, x) + special.ive(v + 1.0, x))
+    return _order("ive"), g * (around - np.sign(x) * out)
+
+
+@primitive(special.kv)
+def kv(g, out, v, x):
+    """The modified Bessel function of the second kind of order v."""
+    return _order("kv"), g * -0.5 * (special.kv(v - 1.0, x) + special.kv(v + 1.0, x))
+
+
+@primitive(special.i0e)
+def i0e(g, out, x):
+    """e^-|x|·i0(x)."""
+    return g * (special.i1e(x) - np.sign(x) * out)
+
+
+@primitive(special.i1e)
+def i1e(g, out, x):
+    """e^-|x|·i1(x)."""
+    near = np.abs(x) < 1e-8
+    safe = np.where(near, 1.0, x)
+    return g * (special.i0e(x) - np.where(near, 0.5, special.i1e(safe) / safe) - np.sign(x) * out)
+
+
+@primitive(special.exp1)
+def exp1(g, out, x):
+    """∫ e^-t/t from x to ∞."""
+    return g * (-np.exp(-x) / x)
+
+
+@primitive(special.expi)
+def expi(g, out, x):
+    """∫ e^t/t from -∞ to x."""
+    return g * (np.exp(x) / x)
+
+
+@primitive(special.dawsn)
+def dawsn(g, out, x):
+    """Dawson's integral, e^(-x²)·∫ e^(t²) from 0 to x."""
+    return g * (1.0 - 2.0 * x * out)
 
 
 @primitive(special.sindg)
