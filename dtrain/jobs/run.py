@@ -77,6 +77,7 @@ def run_job(
                 stop_on_signals(service) as stopped_by,
             ):
                 outcome = service.run()
+                watcher.metrics.finished(outcome.status)
         finally:
             watcher.close()
         result = to_result(spec, outcome, directory.path, stopped_by)
@@ -92,11 +93,13 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
     every = spec.checkpoint.every
     steps = (every.in_steps(program.sampler().steps_per_epoch) or 0) if every is not None else 0
     seconds = float(every.count) if every is not None and every.unit == "seconds" else 0.0
-    look = spec.introspect.every
+    look, norms = spec.introspect.every, spec.monitor.norms_every
     return RunSettings(
         workers=workers,
         checkpoint_every=steps,
         introspect_every=(look.in_steps(program.sampler().steps_per_epoch) or 0) if look is not None else 0,
+        norms_every=(norms.in_steps(program.sampler().steps_per_epoch) or 0) if norms is not None else 0,
+        norms_seconds=float(norms.count) if norms is not None and norms.unit == "seconds" else 0.0,
         checkpoint_seconds=seconds,
         timeout_seconds=spec.timeout_seconds,
         startup_timeout_seconds=spec.startup_timeout_seconds,

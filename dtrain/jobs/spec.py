@@ -249,6 +249,8 @@ class MonitorSpec(_Section):
     """Port of the Prometheus endpoint on 127.0.0.1; 0 for any free one, null for none."""
     token_file: str | None = None
     """File that holds the endpoint's token, made if it is not there; null for a fresh token each time."""
+    norms_every: Interval = Every(1, "seconds")
+    """Seconds, steps or epochs between two steps whose norms (of weights, updates, noise) are taken; null for none."""
 
 
 @dataclass(frozen=True, slots=True)

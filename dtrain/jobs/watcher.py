@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,8 @@ class Watcher(Observer):
         self._lock = threading.Lock()  # checkpoints are announced by the thread that writes them
         self._is_disk_broken = False
 
-    def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
-        self.metrics.started(steps, first_step)
+    def started(self, parameters: Mapping[str, int], steps: int, first_step: int, steps_per_epoch: int) -> None:
+        self.metrics.started(steps, first_step, parameters)
         self._event("started", steps=steps, step=first_step)
         if self._directory is not None:
             self._log = MetricsLog(self._directory.metrics_file, committed=first_step)
@@ -57,9 +57,9 @@ class Watcher(Observer):
         self.metrics.generation(generation, members, restarts)
         self._event("generation", generation=generation, members=list(members), restarts=restarts)
 
-    def checkpoint(self, step: int) -> None:
-        self.metrics.checkpoint(step)
-        self._event("checkpoint", step=step)
+    def checkpoint(self, step: int, seconds: float, size: int) -> None:
+        self.metrics.checkpoint(step, seconds, size)
+        self._event("checkpoint", step=step, seconds=round(seconds, 6), bytes=size)
 
     def state(self, step: int, tensors: Any) -> None:
         if self._introspection is not None:
@@ -67,6 +67,10 @@ class Watcher(Observer):
 
     def event(self, kind: str, text: str, **details: Any) -> None:
         self._event(kind, text=text, **details)
+        if kind == "nonfinite":
+            self.metrics.nonfinite()
+        elif kind == "checkpoint_failed":
+            self.metrics.checkpoint_failed()
         if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed"):
             self._progress.note(text)
 

@@ -77,7 +77,7 @@ def test_the_step_benchmark_trains_both_sides_alike(optimizer: str) -> None:
         assert all(positive(row[i]) for i in (1, 2, 3, 5, 6))
         assert row[4] in ("plain", "foreach", "fused")
         assert float(row[7]) < 5e-4
-    assert phases[0] == ["workload", "data", "compute", "sum", "update", "wait", "outside", "coordinator"]
+    assert phases[0] == ["workload", "data", "forward", "backward", "sum", "update", "wait", "outside", "coordinator"]
     assert [row[0] for row in phases[1:]] == ["softmax V=8", "softmax V=2", "mlp V=8", "mlp V=2"]
     for row in phases[1:]:
         assert all(positive(cell) for cell in row[1:6])

@@ -144,7 +144,7 @@ def test_a_small_buffer_travels_once_to_each_other_host_in_one_frame(hosts: int,
     result = exchange(
         Placement(layout, held, (1,) * hosts, shards), [gradients], [np.ones(shards)], [tuple(range(shards))]
     )
-    frame = -(-layout.nbytes // 64) * 64 + 8 * shards + HEAD_BYTES
+    frame = -(-layout.nbytes // 64) * 64 + 16 * shards + HEAD_BYTES
     assert result.bytes_sent == [(hosts - 1) * (frame + HEAD_BYTES)] * hosts
 
 

@@ -24,12 +24,31 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 def metrics():
     metrics = RunMetrics(clock=lambda: 1700000000.25)
     metrics.describe_job(name="digits", run="r1", spec_digest="ab", version="0.1.0")
-    metrics.started(10)
+    metrics.started(10, parameters={'layers.0."w"\n': 4})
     metrics.generation(1, [0, 1], 0)
     phases = {0: {"compute": 0.25, "wait": 0.125}, 1: {"compute": 0.5}}
-    metrics.steps([StepRecord(0, 0, math.nan, 2.0, 1.0, 0.1, 32, 1.5, {'layers.0."w"\n': 0.5}, phases)])
+    norms = {'layers.0."w"\n': 0.5}
+    record = StepRecord(
+        step=0,
+        epoch=0,
+        loss=math.nan,
+        gradient_norm=2.0,
+        clip_scale=1.0,
+        learning_rate=0.1,
+        samples=32,
+        seconds=1.5,
+        parameter_norms=norms,
+        phases=phases,
+        weight_norms=norms,
+        update_norms=norms,
+        noise={"variance": 2.0, "square": -1.0, "scale": math.inf},
+        barrier_skew=0.25,
+        slowest_worker=1,
+        resident_bytes={"coordinator": 1 << 20},
+    )
+    metrics.steps([record])
     metrics.evaluation(EvalRecord(1, 0, 0.25, {"accuracy": 0.9, "bits": 3.0}))
-    metrics.checkpoint(1)
+    metrics.checkpoint(1, seconds=0.5, size=1000)
     return metrics
 
 
