@@ -95,6 +95,7 @@ def test_every_host_has_the_bits_of_one_host(case: dict[str, Any]) -> None:
             assert bits(sums[step].squares) == bits(squares), f"host {host}, step {step}"
             chosen = list(present)
             assert bits(sums[step].losses[chosen]) == bits(losses[step][chosen]), f"host {host}, step {step}"
+            assert bits(sums[step].shard_squares[chosen]) == bits(-losses[step][chosen]), f"host {host}, step {step}"
             assert sums[step].complete == step + 1
 
 
