@@ -13,17 +13,29 @@ from dtrain.jobs.run_directory import RunDirectory
 from dtrain.monitor.progress import Progress
 from dtrain.monitor.records import EvalRecord, MetricsLog, StepRecord
 from dtrain.monitor.run_metrics import RunMetrics
+from dtrain.monitor.tensorboard import TensorBoardLog
 from dtrain.train.observer import Observer
 from dtrain.train.program import Program
+
+_SHOWN = ("worker_lost", "worker_silent", "checkpoint_failed", "handout_failed")
 
 
 class Watcher(Observer):
     """Passes everything on. A disk that is full costs the record, never the run: it is said once."""
 
     def __init__(
-        self, directory: RunDirectory | None, is_quiet: bool = False, introspected: Program | None = None
+        self,
+        directory: RunDirectory | None,
+        is_quiet: bool = False,
+        introspected: Program | None = None,
+        has_tensorboard: bool = False,
     ) -> None:
-        """``introspected`` is the program whose states are looked into, if any are."""
+        """``introspected`` is the program whose states are looked into, if any are.
+
+        With ``has_tensorboard`` event files are written too; the package must be there.
+        """
+        self._has_tensorboard = has_tensorboard
+        self._tensorboard: TensorBoardLog | None = None
         self._introspected = introspected
         self._introspection: IntrospectionLog | None = None
         self.metrics = RunMetrics()
@@ -42,6 +54,8 @@ class Watcher(Observer):
                 self._introspection = IntrospectionLog(
                     self._directory.introspection_file, self._introspected, first_step
                 )
+            if self._has_tensorboard:
+                self._tensorboard = TensorBoardLog(self._directory.tensorboard, first_step)
         if not self._is_quiet:
             self._progress = Progress(steps, steps_per_epoch, first_step=first_step)
 
@@ -71,12 +85,14 @@ class Watcher(Observer):
             self.metrics.nonfinite()
         elif kind == "checkpoint_failed":
             self.metrics.checkpoint_failed()
-        if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed"):
+        if self._progress is not None and kind in _SHOWN:
             self._progress.note(text)
 
     def flush(self) -> None:
         if self._log is not None:
             self._guarded(self._log.flush)
+        if self._tensorboard is not None:
+            self._guarded(self._tensorboard.flush)
 
     def close(self) -> None:
         """Write what is held back and give the terminal free."""
@@ -84,6 +100,8 @@ class Watcher(Observer):
             self._progress.close()
         if self._log is not None:
             self._guarded(self._log.close)
+        if self._tensorboard is not None:
+            self._guarded(self._tensorboard.close)
         if self._introspection is not None:
             self._introspection.close()
             if self._introspection.failure:
@@ -93,6 +111,8 @@ class Watcher(Observer):
         for record in records:
             if self._log is not None:
                 self._guarded(partial(self._log.append, record))
+            if self._tensorboard is not None:
+                self._guarded(partial(self._tensorboard.append, record))
             if self._progress is not None:
                 self._progress.update(record)
 

@@ -413,7 +413,13 @@ def test_keys_of_introspection_are_listed(run: Path) -> None:
 
 def test_files_of_a_run_are_listed(run: Path) -> None:
     rows = tables(section(text_of("jobs.md"), "The run directory"))["File"]
-    others = ["endpoint.json", "files", "log.txt", "workers"]  # there while it runs, or only if it was submitted
+    others = [
+        "endpoint.json",
+        "files",
+        "log.txt",
+        "tensorboard",
+        "workers",
+    ]  # there while it runs, or only if it was submitted
     assert sorted(code_in(row[0]) for row in rows) == sorted([*(p.name for p in run.iterdir()), *others])
 
 
