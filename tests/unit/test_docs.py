@@ -271,7 +271,8 @@ def spec_rows() -> Iterator[tuple[str, str, str]]:
                 yield from walk(schema["$defs"][reference.rsplit("/", 1)[1]], written[key], f"{prefix}{key}.")
                 continue
             value = written[key]
-            default = "required" if key in node.get("required", ()) else "null" if value is None else str(value)
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            default = "required" if key in node.get("required", ()) else shown
             yield f"{prefix}{key}", type_words(inner), "null" if f"{prefix}{key}" == "model.name" else default
 
     yield from walk(schema, values, "")
