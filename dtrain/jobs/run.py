@@ -42,8 +42,8 @@ def run_job(
     result.json holds.
 
     ``program`` is what `build` made of ``spec``, before a directory was made for a job that cannot start.
-    ``on_start`` is told one line when the run begins, ``on_service`` what carries it out. Raises DtrainError for a job
-    that cannot start; an error of a run that has started is in the result.
+    ``on_start`` is told one line when the run begins, and warnings if it is quiet; ``on_service`` what carries it out.
+    Raises DtrainError for a job that cannot start; an error of a run that has started is in the result.
     """
     settings = run_settings(spec, program, backend.workers)
     if spec.monitor.tensorboard:
@@ -80,9 +80,9 @@ def run_job(
                 watcher.event("checkpoint_damaged", restore.message)
             on_service(service, watcher)
             with (
+                stop_on_signals(service) as stopped_by,
                 exposed(spec, watcher.metrics, directory, warn),
                 scalable(directory, service),
-                stop_on_signals(service) as stopped_by,
             ):
                 outcome = service.run()
                 watcher.metrics.finished(outcome.status)

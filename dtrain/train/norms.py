@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from dtrain.comm.memory import RING
 
-_LEAST_STEPS = 10
+LEAST_STEPS = 20
 """The least number of steps between sampled ones where time decides, so that the cost is small if steps are long."""
 _DECAY = 0.9
 
@@ -19,7 +19,8 @@ _DECAY = 0.9
 class SampledSteps:
     """Which steps are sampled: each that ``every`` divides, or else one every ``seconds``; none if both are 0.
 
-    Where time decides, at least ten steps lie between two of them. It is decided once per step, when it is granted.
+    Where time decides, from one to the next there are at least twenty steps. It is decided once per step, when it is
+    granted.
     """
 
     def __init__(self, every: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +35,7 @@ class SampledSteps:
             self._chosen.update(range(-(-first // self._every) * self._every, upto, self._every))
         elif self._seconds and self._clock() >= self._next_time and (step := max(first, self._next_step)) < upto:
             self._chosen.add(step)
-            self._next_time, self._next_step = self._clock() + self._seconds, step + _LEAST_STEPS
+            self._next_time, self._next_step = self._clock() + self._seconds, step + LEAST_STEPS
 
     def __contains__(self, step: int) -> bool:
         return step in self._chosen

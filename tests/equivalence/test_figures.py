@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dtrain.graph.tree import named_leaves
+from dtrain.jobs.watcher import Watcher
 from dtrain.train.observer import Observer
 from dtrain.train.service import Outcome
 from tests.support import spec_of, train
@@ -50,6 +51,18 @@ def test_they_are_the_norms_of_the_parameters_and_of_what_they_have_moved() -> N
     pairs = zip(named_leaves(last.parameters), named_leaves(before.parameters), strict=True)
     moved = {name: float(np.linalg.norm((new - old).ravel())) for (name, new), (_, old) in pairs}
     assert found[STEPS - 1]["update_norms"] == pytest.approx(moved, rel=1e-4)
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_step_that_is_not_finite_is_counted(action: str) -> None:
+    spec = spec_of(epochs=None, steps=3, on_nonfinite=action, optimizer={"name": "sgd", "lr": 1e30})
+    watcher = Watcher(None, is_quiet=True)
+    outcome = train(spec, 0, watcher)
+    assert outcome.status == ("failed" if action == "stop" else "succeeded")
+    values = {metric.name: values for metric, values in watcher.metrics.snapshot()}
+    skipped = values["dtrain_skipped_steps_total"][()]
+    assert values["dtrain_nonfinite_steps_total"] == {(): 1.0 if action == "stop" else skipped}
+    assert (skipped > 0) == (action == "skip")
 
 
 def test_sampling_changes_no_bit_of_the_training() -> None:
