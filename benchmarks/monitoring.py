@@ -136,8 +136,8 @@ def main() -> None:
 {machine}
 
 {options.workers} workers, {SHARDS} shards, {options.optimizer}, {options.rounds} rounds, {options.seconds:g} s each.
-Medians of the ratio within a round, and quartiles; the target is below {TARGET}. Where the quartiles lie further apart than
-the median is from 1, other programs on the machine were the larger part of the difference.
+Medians of the ratio within a round, and quartiles; the target is below {TARGET}. Where the quartiles lie further apart
+than the median is from 1, other programs on the machine were the larger part of the difference.
 
 {table(heading, rows)}"""
     publish("monitoring", text, options.keep)
