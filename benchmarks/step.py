@@ -144,7 +144,9 @@ class DtrainRun(Observer):
     While it waits its workers sleep. The evaluation, of one sample, lies outside of the segments.
     """
 
-    def __init__(self, workload: Workload, optimizer: str, shards: int, workers: int, segments: int) -> None:
+    def __init__(
+        self, workload: Workload, optimizer: str, shards: int, workers: int, segments: int, **settings: Any
+    ) -> None:
         program = make_program(workload, optimizer, shards, workload.segment * segments)
         self._segment_steps = workload.segment
         self._folder = tempfile.TemporaryDirectory()
@@ -157,8 +159,8 @@ class DtrainRun(Observer):
         self._start = self._start_cpu = 0.0
         self._evaluated_step = 0
         launcher = LocalLauncher(program_payload(program, max_workers(workers)))
-        settings = RunSettings(workers=workers, timeout_seconds=60.0)
-        self._service = Service(program, settings, launcher, numerics_class(), observer=self)
+        chosen = RunSettings(workers=workers, timeout_seconds=60.0, **settings)
+        self._service = Service(program, chosen, launcher, numerics_class(), observer=self)
         self._thread = threading.Thread(target=self._run, name=f"dtrain {workload.name}", daemon=True)
 
     def segment(self) -> Segment:
@@ -201,6 +203,11 @@ class DtrainRun(Observer):
         self._metrics.steps(records)
         for record in records:
             self._log.append(record)
+        self.count(records)
+
+    def count(self, records: Sequence[StepRecord]) -> None:
+        """Take what the segment needs."""
+        for record in records:
             self._current.losses.append(record.loss)
             for rank, phases in enumerate((record.phases or {}).values()):
                 self._phases[rank] += [phases[name] for name in PHASES]

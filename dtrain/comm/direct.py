@@ -76,6 +76,7 @@ class DirectExchange:
         for subtree, row in self._own.rows.items():
             message.rows[subtree][:] = row
         message.losses[:] = self._memory.losses[slot]
+        message.shard_squares[:] = self._memory.shard_squares[slot]
         for peer in self._peers:
             links.send(peer, Kind.PARTIAL, message.content)
         self.offered = self._buckets
@@ -99,10 +100,11 @@ class DirectExchange:
             self._squares.run(block, squares)
 
     def take_figures(self, slot: int) -> None:
-        """Put the losses of the others in their place."""
-        losses = self._memory.losses[slot]
+        """Put the losses of the others, and their shards' squared norms, in their place."""
+        losses, squares = self._memory.losses[slot], self._memory.shard_squares[slot]
         for peer, shards in self._shards.items():
             losses[shards] = self._of_peer[peer].losses[shards]
+            squares[shards] = self._of_peer[peer].shard_squares[shards]
 
     @property
     def is_waiting(self) -> bool:
@@ -122,15 +124,16 @@ class DirectExchange:
 
 
 class _Message:
-    """What a host sends: the sums of its subtrees one after the other, then the losses of all shards."""
+    """What a host sends: the sums of its subtrees one after the other, then all shards' losses and squared norms."""
 
     def __init__(self, memory: RunMemory, own: OwnSubtrees, host: int) -> None:
         layout, shards = memory.dimensions.layout, memory.dimensions.shards
         row_bytes = -(-layout.nbytes // _ALIGN) * _ALIGN
         subtrees = own.of_host[host]
-        self.content = np.zeros(len(subtrees) * row_bytes + 8 * shards, np.uint8)
+        self.content = np.zeros(len(subtrees) * row_bytes + 16 * shards, np.uint8)
         self.rows: dict[Subtree, NDArray[np.generic]] = {
             subtree: self.content[i * row_bytes : i * row_bytes + layout.nbytes].view(layout.dtype)
             for i, subtree in enumerate(subtrees)
         }
-        self.losses = self.content[len(subtrees) * row_bytes :].view(np.float64)
+        figures = self.content[len(subtrees) * row_bytes :].view(np.float64)
+        self.losses, self.shard_squares = figures[:shards], figures[shards:]

@@ -46,7 +46,7 @@ class Kind(IntEnum):
 
     PARTIAL = 0  # a chunk of a subtree's sum, for the owner of the slice
     TOTAL = 1  # a chunk of the whole sum, from the owner of the slice
-    FIGURES = 2  # the squares of the owner's slice and the losses of its shards
+    FIGURES = 2  # the squares of the owner's slice and the losses and squared norms of its shards
     DONE = 3  # everything has arrived
     VALUES = 4  # what the shards of a host have handed in to one sum over shards
 

@@ -5,12 +5,13 @@ not even after ``kill -9`` of everything; it lives as long as any process maps i
 Pages that nobody touches cost nothing.
 
 Who may write what, so that no lock is needed: the coordinator writes ``header``, ``coefficients`` and, between
-generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, losses and
-``shard_done`` of its own shards, its own slice of ``total``, ``parameters`` and ``state``, and the ``squares`` of that
-slice; rank 0 also writes ``decisions``. With several hosts each has such a memory of its own, and rank r means its rank
-among those of the host; rank 0 writes all of ``total``, ``squares`` and ``losses``, and each rank its slice of
-``partials``: the sums of this host's shards that other hosts add. ``values`` and ``value_steps`` of a shard are written
-by who runs it, those of shards on other hosts by rank 0 (`shard_sums.py`).
+generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, losses,
+``shard_squares`` and ``shard_done`` of its own shards, its own slice of ``total``, ``parameters`` and ``state``, and
+the ``squares`` and ``moved`` of that slice; rank 0 also writes ``decisions``. With several hosts each has such a memory
+of its own, and rank r means its rank among those of the host; rank 0 writes all of ``total``, ``squares``, ``losses``
+and ``shard_squares``, and each rank its slice of ``partials``: the sums of this host's shards that other hosts add.
+``values`` and ``value_steps`` of a shard are written by who runs it, those of shards on other hosts by rank 0
+(`shard_sums.py`).
 """
 
 from __future__ import annotations
@@ -33,19 +34,23 @@ VALUE_BYTES = 4 << 20
 VALUE_COUNT = 4096
 """How many such values it may hand in."""
 
-COEFFICIENTS = 8
-PHASES = ("data", "compute", "sum", "update", "wait")
+COEFFICIENTS = 9  # at most 8 scalars of the rule, and SAMPLED
+SAMPLED = 8  # 1 if this step's norms are taken
+PHASES = ("data", "forward", "backward", "sum", "update", "wait")
 _ALIGN = 4096
 
 # words of a step's row in `decisions`, which every rank computes alike and rank 0 writes down
 SKIPPED, NORM, CLIP = 0, 1, 2
 DECISION_WORDS = 3
 
+# rows of a step in `moved`, squared norms of the segments after its update
+VALUE, UPDATE = 0, 1
+
 # header words
 HALT = 0  # generations up to this number are halted
 GRANTED = 1  # steps below this number may run
 BEGUN = 2  # the generation for which the words below and those of the ranks are set
-COMPLETE = 3  # step + 1 whose whole sum over all hosts is in `total`, `squares` and `losses`
+COMPLETE = 3  # step + 1 whose whole sum over all hosts is in `total`, and all figures of shards
 HEADER_WORDS = 8
 
 # words of a rank's row in `arrived`, one cache line each
@@ -109,7 +114,9 @@ class RunMemory:
             ("coefficients", (RING, COEFFICIENTS), np.dtype(np.float64)),
             ("losses", (RING, shards), np.dtype(np.float64)),
             ("decisions", (RING, DECISION_WORDS), np.dtype(np.float64)),
+            ("shard_squares", (RING, shards), np.dtype(np.float64)),
             ("squares", (RING, segments), np.dtype(np.float64)),
+            ("moved", (RING, 2, segments), np.dtype(np.float64)),
             ("phases", (RING, workers, len(PHASES)), np.dtype(np.float64)),
             ("undo", (workers, 1 + len(d.state_names), BLOCK), real),
             ("parameters", (layout.size,), real),
@@ -137,7 +144,9 @@ class RunMemory:
         self.coefficients: NDArray[np.float64] = arrays["coefficients"]
         self.losses: NDArray[np.float64] = arrays["losses"]
         self.decisions: NDArray[np.float64] = arrays["decisions"]
+        self.shard_squares: NDArray[np.float64] = arrays["shard_squares"]
         self.squares: NDArray[np.float64] = arrays["squares"]
+        self.moved: NDArray[np.float64] = arrays["moved"]
         self.phases: NDArray[np.float64] = arrays["phases"]
         self.undo: NDArray[np.generic] = arrays["undo"]
         self.parameters: NDArray[np.generic] = arrays["parameters"]

@@ -6,6 +6,7 @@ written once; nothing is exchanged, since every worker of the host maps every gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -85,6 +86,20 @@ class Squares:
             wide = self._wide[: part.size]
             np.copyto(wide, part)
             squares[index] = float(np.dot(wide, wide))
+
+
+class ShardSquare:
+    """The squared norm of one shard's gradient, a figure to look at: in the layout's own dtype within a segment."""
+
+    def __init__(self, layout: Layout, gradient: NDArray[np.generic]) -> None:
+        self._parts = [gradient[s.lo : s.hi] for block in layout.segments[: layout.parameter_blocks] for s in block]
+
+    def __call__(self) -> float:
+        """Return Σ gradient² over all parameters; running values have no part in it."""
+        try:
+            return math.fsum(float(np.dot(part, part)) for part in self._parts)
+        except OverflowError:  # float64: each square is finite, their sum is not
+            return math.inf
 
 
 def scratch_of(layout: Layout, shards: int) -> list[NDArray[np.generic]]:

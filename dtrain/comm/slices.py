@@ -63,7 +63,7 @@ class SliceExchange:
             self._adds.append(blocks)
         self._squares = Squares(layout, memory.total, (lo, hi))
         self._segments = [slice(layout.segment_starts[a], layout.segment_starts[b]) for a, b in self._slices]
-        self._figures = [np.empty(s.stop - s.start + shards, np.float64) for s in self._segments]
+        self._figures = [np.empty(s.stop - s.start + 2 * shards, np.float64) for s in self._segments]
         self._nothing = np.empty(0, np.uint8)
         self._frames = {peer: len(own.of_host[peer]) for peer in self._peers}
 
@@ -151,19 +151,21 @@ class SliceExchange:
         figures[:count] = memory.squares[slot, segments]
         figures[count:] = 0.0
         for shard in self._own.losses:
-            figures[count + shard] = memory.losses[slot, shard]
+            figures[count + 2 * shard] = memory.losses[slot, shard]
+            figures[count + 2 * shard + 1] = memory.shard_squares[slot, shard]
         for peer in self._peers:
             links.send(peer, Kind.FIGURES, figures)
 
     def take_figures(self, slot: int) -> None:
-        """Put the squares and losses of the others in their place."""
+        """Put the squares of the others, and the losses and squared norms of their shards, in their place."""
         memory = self._memory
         for peer in self._peers:
             segments, figures = self._segments[peer], self._figures[peer]
             count = segments.stop - segments.start
             memory.squares[slot, segments] = figures[:count]
             for shard in self._own.held[peer] & self._present:
-                memory.losses[slot, shard] = figures[count + shard]
+                memory.losses[slot, shard] = figures[count + 2 * shard]
+                memory.shard_squares[slot, shard] = figures[count + 2 * shard + 1]
 
     @property
     def is_waiting(self) -> bool:

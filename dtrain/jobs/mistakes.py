@@ -34,6 +34,8 @@ _BOUNDS = {
 }
 _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-', at most 64 and none of the signs first",
+    "monitor.pushgateway": "http://HOST:PORT or https://HOST:PORT",
+    "monitor.textfile": "a path that ends in .prom, which is what node_exporter reads",
     "model.entry": "my_model.py, my_model.py:name, package.module or package.module:name",
 }
 

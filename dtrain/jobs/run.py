@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,11 +15,12 @@ from dtrain.comm.threads import one_blas_thread
 from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.backend import Backend
 from dtrain.jobs.build import build
-from dtrain.jobs.run_directory import RunDirectory, write_atomically
+from dtrain.jobs.exposure import exposed
+from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.scaling import scalable
 from dtrain.jobs.spec import JobSpec
 from dtrain.jobs.watcher import Watcher
-from dtrain.monitor.endpoint import MetricsEndpoint
+from dtrain.monitor.tensorboard import check_installed
 from dtrain.train.checkpoint import CheckpointStore
 from dtrain.train.numerics import describe, numerics_class
 from dtrain.train.program import Program
@@ -42,16 +42,24 @@ def run_job(
     result.json holds.
 
     ``program`` is what `build` made of ``spec``, before a directory was made for a job that cannot start.
-    ``on_start`` is told one line when the run begins, ``on_service`` what carries it out. Raises DtrainError for a job
-    that cannot start; an error of a run that has started is in the result.
+    ``on_start`` is told one line when the run begins, and warnings if it is quiet; ``on_service`` what carries it out.
+    Raises DtrainError for a job that cannot start; an error of a run that has started is in the result.
     """
     settings = run_settings(spec, program, backend.workers)
+    if spec.monitor.tensorboard:
+        check_installed()
     with directory, one_blas_thread():
         numerics = numerics_class()
         directory.discard_result()
         store = CheckpointStore(directory.checkpoints, keep=spec.checkpoint.keep)
         restore = store.latest(expect={"job": spec.digest(), "numerics": numerics}) if is_resumed else None
-        watcher = Watcher(directory, is_quiet, program if settings.introspect_every else None)
+        watcher = Watcher(directory, is_quiet, program if settings.introspect_every else None, spec.monitor.tensorboard)
+
+        def warn(text: str) -> None:
+            watcher.event("handout_failed", text)
+            if is_quiet:
+                on_start(text)
+
         try:
             service = Service(
                 program,
@@ -72,11 +80,12 @@ def run_job(
                 watcher.event("checkpoint_damaged", restore.message)
             on_service(service, watcher)
             with (
-                _endpoint(spec, watcher, directory),
-                scalable(directory, service),
                 stop_on_signals(service) as stopped_by,
+                exposed(spec, watcher.metrics, directory, warn),
+                scalable(directory, service),
             ):
                 outcome = service.run()
+                watcher.metrics.finished(outcome.status)
         finally:
             watcher.close()
         result = to_result(spec, outcome, directory.path, stopped_by)
@@ -92,11 +101,13 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
     every = spec.checkpoint.every
     steps = (every.in_steps(program.sampler().steps_per_epoch) or 0) if every is not None else 0
     seconds = float(every.count) if every is not None and every.unit == "seconds" else 0.0
-    look = spec.introspect.every
+    look, norms = spec.introspect.every, spec.monitor.norms_every
     return RunSettings(
         workers=workers,
         checkpoint_every=steps,
         introspect_every=(look.in_steps(program.sampler().steps_per_epoch) or 0) if look is not None else 0,
+        norms_every=(norms.in_steps(program.sampler().steps_per_epoch) or 0) if norms is not None else 0,
+        norms_seconds=float(norms.count) if norms is not None and norms.unit == "seconds" else 0.0,
         checkpoint_seconds=seconds,
         timeout_seconds=spec.timeout_seconds,
         startup_timeout_seconds=spec.startup_timeout_seconds,
@@ -154,30 +165,6 @@ def stop_on_signals(service: Service) -> Iterator[list[int]]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-@contextlib.contextmanager
-def _endpoint(spec: JobSpec, watcher: Watcher, directory: RunDirectory) -> Iterator[None]:
-    if spec.monitor.metrics_port is None:
-        yield
-        return
-    token = None if spec.monitor.token_file is None else _token(spec.resolve(spec.monitor.token_file))
-    with MetricsEndpoint(watcher.metrics, spec.monitor.metrics_port, token) as endpoint:
-        directory.write_endpoint(endpoint.url, endpoint.token)
-        yield
-
-
-def _token(path: Path) -> str:
-    """The token kept in a file; a fresh one is put there, for its owner's eyes only, if there is none."""
-    try:
-        if not path.exists():
-            write_atomically(path, secrets.token_urlsafe(24).encode(), mode=0o600)
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"monitor.token_file: {path}: cannot be used: {error}") from None
-    if len(token) < 16 or not token.isprintable() or " " in token:
-        raise InputError(f"monitor.token_file: {path}: expected a token of at least 16 characters without spaces")
-    return token
 
 
 def _start_line(

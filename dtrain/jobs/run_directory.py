@@ -11,6 +11,7 @@
     checkpoints/    what a resumed run starts from
     result.json     how the run ended
     endpoint.json   where its figures are served while it runs, readable by its owner only
+    tensorboard/    TensorBoard's event files, if the job asks for them
     log.txt         what a detached run says
     lock            held by the process that runs it; its content is that process's id and its host's name
 
@@ -154,6 +155,11 @@ class RunDirectory:
     def endpoint_file(self) -> Path:
         """Written by ``write_endpoint``."""
         return self.path / "endpoint.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files, if the job asks for them."""
+        return self.path / "tensorboard"
 
     @property
     def workers_file(self) -> Path:

@@ -46,6 +46,8 @@ _UNITS: dict[str, tuple[Unit, int]] = {
 _RESULT = {"seed", "model", "data", "loss", "optimizer", "batch", "shards", "epochs", "steps", "dtype", "on_nonfinite"}
 """The keys that determine the result; all others change how it is reached or watched."""
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_URL_PATTERN = r"^https?://[^\s/]+(/\S*)?$"
+_TEXTFILE_PATTERN = r"^.*\.prom$"
 _ENTRY_PATTERN = r"^(?:.*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?::[A-Za-z_]\w*)?$"
 
 
@@ -246,9 +248,31 @@ class MonitorSpec(_Section):
     """How the run can be watched while it lasts."""
 
     metrics_port: int | None = Field(default=0, ge=0, le=65535)
-    """Port of the Prometheus endpoint on 127.0.0.1; 0 for any free one, null for none."""
+    """Port of the Prometheus endpoint; 0 for any free one, null for none."""
+    address: str = "127.0.0.1"
+    """Address that the endpoint listens on, 0.0.0.0 for all of this host's; beyond loopback token_file is needed."""
     token_file: str | None = None
     """File that holds the endpoint's token, made if it is not there; null for a fresh token each time."""
+    norms_every: Interval = Every(1, "seconds")
+    """Seconds, steps or epochs between two steps whose norms (of weights, updates, noise) are taken; null for none."""
+    sd_directory: str | None = None
+    """Folder where the run tells Prometheus' file service discovery of itself while it lasts; null for none."""
+    pushgateway: str | None = Field(default=None, pattern=_URL_PATTERN)
+    """Pushgateway to which the last figures go at the end, http://HOST:PORT; null for none."""
+    textfile: str | None = Field(default=None, pattern=_TEXTFILE_PATTERN)
+    """File for node_exporter's textfile collector, NAME.prom, kept up to date and left at the end; null for none."""
+    tensorboard: bool = False
+    """Whether TensorBoard's event files are written into the run directory; needs dtrain[tensorboard]."""
+
+    @model_validator(mode="after")
+    def _refuse_open_doors(self) -> MonitorSpec:
+        if not (self.address.startswith("127.") or self.address in ("localhost", "::1")) and self.token_file is None:
+            raise ValueError(
+                f"address {self.address} can be reached by others, so token_file is needed: name a file for the token"
+            )
+        if self.sd_directory is not None and self.metrics_port is None:
+            raise ValueError("sd_directory tells of an endpoint, and metrics_port is null; give a port, or 0")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,17 +13,29 @@ from dtrain.jobs.run_directory import RunDirectory
 from dtrain.monitor.progress import Progress
 from dtrain.monitor.records import EvalRecord, MetricsLog, StepRecord
 from dtrain.monitor.run_metrics import RunMetrics
+from dtrain.monitor.tensorboard import TensorBoardLog
 from dtrain.train.observer import Observer
 from dtrain.train.program import Program
+
+_SHOWN = ("worker_lost", "worker_silent", "checkpoint_failed", "handout_failed")
 
 
 class Watcher(Observer):
     """Passes everything on. A disk that is full costs the record, never the run: it is said once."""
 
     def __init__(
-        self, directory: RunDirectory | None, is_quiet: bool = False, introspected: Program | None = None
+        self,
+        directory: RunDirectory | None,
+        is_quiet: bool = False,
+        introspected: Program | None = None,
+        has_tensorboard: bool = False,
     ) -> None:
-        """``introspected`` is the program whose states are looked into, if any are."""
+        """``introspected`` is the program whose states are looked into, if any are.
+
+        With ``has_tensorboard`` event files are written too; the package must be there.
+        """
+        self._has_tensorboard = has_tensorboard
+        self._tensorboard: TensorBoardLog | None = None
         self._introspected = introspected
         self._introspection: IntrospectionLog | None = None
         self.metrics = RunMetrics()
@@ -33,8 +45,8 @@ class Watcher(Observer):
         self._lock = threading.Lock()  # checkpoints are announced by the thread that writes them
         self._is_disk_broken = False
 
-    def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
-        self.metrics.started(steps, first_step)
+    def started(self, parameters: Mapping[str, int], steps: int, first_step: int, steps_per_epoch: int) -> None:
+        self.metrics.started(steps, first_step, parameters)
         self._event("started", steps=steps, step=first_step)
         if self._directory is not None:
             self._log = MetricsLog(self._directory.metrics_file, committed=first_step)
@@ -42,6 +54,8 @@ class Watcher(Observer):
                 self._introspection = IntrospectionLog(
                     self._directory.introspection_file, self._introspected, first_step
                 )
+            if self._has_tensorboard:
+                self._tensorboard = TensorBoardLog(self._directory.tensorboard, first_step)
         if not self._is_quiet:
             self._progress = Progress(steps, steps_per_epoch, first_step=first_step)
 
@@ -57,9 +71,9 @@ class Watcher(Observer):
         self.metrics.generation(generation, members, restarts)
         self._event("generation", generation=generation, members=list(members), restarts=restarts)
 
-    def checkpoint(self, step: int) -> None:
-        self.metrics.checkpoint(step)
-        self._event("checkpoint", step=step)
+    def checkpoint(self, step: int, seconds: float, size: int) -> None:
+        self.metrics.checkpoint(step, seconds, size)
+        self._event("checkpoint", step=step, seconds=round(seconds, 6), bytes=size)
 
     def state(self, step: int, tensors: Any) -> None:
         if self._introspection is not None:
@@ -67,12 +81,18 @@ class Watcher(Observer):
 
     def event(self, kind: str, text: str, **details: Any) -> None:
         self._event(kind, text=text, **details)
-        if self._progress is not None and kind in ("worker_lost", "worker_silent", "checkpoint_failed"):
+        if kind == "nonfinite":
+            self.metrics.nonfinite()
+        elif kind == "checkpoint_failed":
+            self.metrics.checkpoint_failed()
+        if self._progress is not None and kind in _SHOWN:
             self._progress.note(text)
 
     def flush(self) -> None:
         if self._log is not None:
             self._guarded(self._log.flush)
+        if self._tensorboard is not None:
+            self._guarded(self._tensorboard.flush)
 
     def close(self) -> None:
         """Write what is held back and give the terminal free."""
@@ -80,6 +100,8 @@ class Watcher(Observer):
             self._progress.close()
         if self._log is not None:
             self._guarded(self._log.close)
+        if self._tensorboard is not None:
+            self._guarded(self._tensorboard.close)
         if self._introspection is not None:
             self._introspection.close()
             if self._introspection.failure:
@@ -89,6 +111,8 @@ class Watcher(Observer):
         for record in records:
             if self._log is not None:
                 self._guarded(partial(self._log.append, record))
+            if self._tensorboard is not None:
+                self._guarded(partial(self._tensorboard.append, record))
             if self._progress is not None:
                 self._progress.update(record)
 

@@ -1,20 +1,25 @@
-"""The Prometheus endpoint of a run: a small HTTP server on 127.0.0.1 while the run lasts.
+"""The Prometheus endpoint of a run: a small HTTP server while the run lasts, on 127.0.0.1 unless told otherwise.
 
-Owns its socket and threads. Invariants: nothing but this machine can reach it, nobody without the token is answered,
-and no client, however it behaves, holds up the run or another client. What it says is in ``exporter``, loaded with the
-first request.
+Owns its socket and threads. Invariants: nothing but this machine can reach it unless another address is given, nobody
+without the token is answered, and no client, however it behaves, holds up the run or another client: the lock under
+which the coordinator puts down its figures is held while numbers are copied, never while a client is written to. What
+it says is in ``exporter``, loaded with the first request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import socket
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 
+from dtrain.comm.host import host_addresses
 from dtrain.errors import InputError
+from dtrain.monitor.discovery import targets
 from dtrain.monitor.run_metrics import RunMetrics
 
 _MOST_CLIENTS = 16
@@ -23,22 +28,36 @@ _MOST_CLIENTS = 16
 class MetricsEndpoint:
     """Serves the figures of ``metrics`` from the moment it is made until ``close``.
 
-    ``port`` 0 takes any free one. Without a ``token`` a fresh one is made. Raises InputError if the port is taken.
-    Attributes: ``port``, ``token``, ``url``.
+    ``port`` 0 takes any free one. Without a ``token`` a fresh one is made. ``labels`` are told to Prometheus' service
+    discovery, at /sd. Raises InputError if port or address cannot be used. Attributes: ``port``, ``token``, ``target``
+    (host:port under which others reach it), ``url``.
     """
 
-    def __init__(self, metrics: RunMetrics, port: int = 0, token: str | None = None) -> None:
+    def __init__(
+        self,
+        metrics: RunMetrics,
+        port: int = 0,
+        token: str | None = None,
+        address: str = "127.0.0.1",
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.token = token or secrets.token_urlsafe(24)
-        self._metrics = metrics
+        self._metrics, self._address, self._labels = metrics, address, labels or {}
         try:
-            self._socket = socket.create_server(("127.0.0.1", port), backlog=64)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            self._socket = socket.create_server((address, port), family=family, backlog=64)
         except OSError as error:
+            number = error.errno or 0
+            if number == errno.EADDRNOTAVAIL or number < 0:  # a name that nobody knows has a number of its own
+                raise InputError(f"monitor.address: {address} is no address of this host; choose another") from None
             raise InputError(
-                f"monitor.metrics_port: port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}; "
+                f"monitor.metrics_port: port {port} of {address} cannot be used: {os.strerror(number)}; "
                 "choose another, 0 for any free one, or null for none"
             ) from None
         self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/metrics"
+        host = _reachable(address)
+        self.target = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        self.url = f"http://{self.target}/metrics"
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._clients: dict[socket.socket, threading.Thread] = {}  # in order of arrival
@@ -89,13 +108,20 @@ class MetricsEndpoint:
         from dtrain.monitor.exporter import Handler, make_registry
 
         try:
-            Handler(client, None, make_registry(self._metrics), self.token)
+            Handler(client, make_registry(self._metrics), self.token, self._address, targets(self.target, self._labels))
         except OSError:
             pass  # the client went away, or was too slow
         finally:
             with self._lock:
                 del self._clients[client]
             client.close()
+
+
+def _reachable(address: str) -> str:
+    """An address under which others reach a server that listens on ``address``."""
+    if address not in ("", "0.0.0.0", "::"):
+        return address
+    return next(iter(host_addresses()), "127.0.0.1")
 
 
 def _shut(connection: socket.socket) -> None:

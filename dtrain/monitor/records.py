@@ -24,9 +24,14 @@ class StepRecord:
 
     ``epoch`` counts from 0. ``loss`` is the mean over the ``samples`` of the batch, ``gradient_norm`` the global L2
     norm before clipping, ``clip_scale`` the factor that clipping put on the gradient (1 is none), ``seconds`` the wall
-    time. ``parameter_norms`` are L2 norms by parameter, where they were taken at this step; ``phases`` are seconds by
-    worker and phase, summed over the steps since the record before that has them; ``digest`` is the run's chain of
-    digests up to this step, in hex.
+    time. ``parameter_norms`` are L2 norms of the gradient by parameter, where they were taken at this step; ``phases``
+    are seconds by worker and phase, summed over the steps since the record before that has them; ``digest`` is the
+    run's chain of digests up to this step, in hex.
+
+    At sampled steps: ``weight_norms`` and ``update_norms``, L2 norms of the parameters after the step and of what it
+    added to them; ``noise``, as `NoiseScale.add` returns it. ``summed_bytes`` are the bytes of the shards' gradients.
+    ``barrier_skew`` is by how many seconds a step the ``slowest_worker`` came later to the first barrier than the
+    fastest, in the mean of the steps that ``phases`` is of. ``resident_bytes`` are by worker, and the coordinator's.
     """
 
     step: int
@@ -41,6 +46,16 @@ class StepRecord:
     phases: Mapping[int, Mapping[str, float]] | None = None
     digest: str = ""
     is_skipped: bool = False
+    weight_norms: Mapping[str, float] | None = None
+    update_norms: Mapping[str, float] | None = None
+    noise: Mapping[str, float] | None = None
+    summed_bytes: int = 0
+    barrier_skew: float | None = None
+    slowest_worker: int | None = None
+    resident_bytes: Mapping[str, int] | None = None
+
+
+_FLOATS_BY_NAME = ("parameter_norms", "weight_norms", "update_norms", "noise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +89,23 @@ def to_line(record: StepRecord | EvalRecord) -> bytes:
         "samples": record.samples,
         "seconds": float(record.seconds),
     }
-    if record.parameter_norms is not None:
-        values["parameter_norms"] = {name: float(norm) for name, norm in record.parameter_norms.items()}
+    if record.summed_bytes:
+        values["summed_bytes"] = record.summed_bytes
+    for key in _FLOATS_BY_NAME:
+        by_name = getattr(record, key)
+        if by_name is not None:
+            values[key] = _floats(by_name)
     if record.phases is not None:
         values["phases"] = {
             str(worker): {phase: float(seconds) for phase, seconds in phases.items()}
             for worker, phases in record.phases.items()
         }
+    if record.barrier_skew is not None:
+        values["barrier_skew"] = float(record.barrier_skew)
+    if record.slowest_worker is not None:
+        values["slowest_worker"] = record.slowest_worker
+    if record.resident_bytes is not None:
+        values["resident_bytes"] = dict(record.resident_bytes)
     if record.digest:
         values["digest"] = record.digest
     if record.is_skipped:
@@ -94,7 +119,9 @@ def from_values(values: Mapping[str, Any]) -> StepRecord | EvalRecord | None:
         return EvalRecord(values["step"], values["epoch"], float(values["loss"]), _floats(values["metrics"]))
     if values.get("type") != "step":
         return None
-    norms, phases = values.get("parameter_norms"), values.get("phases")
+    phases = values.get("phases")
+    skew = values.get("barrier_skew")
+    by_name = {key: _floats(values[key]) for key in _FLOATS_BY_NAME if values.get(key) is not None}
     return StepRecord(
         step=values["step"],
         epoch=values["epoch"],
@@ -104,10 +131,14 @@ def from_values(values: Mapping[str, Any]) -> StepRecord | EvalRecord | None:
         learning_rate=float(values["learning_rate"]),
         samples=values["samples"],
         seconds=float(values["seconds"]),
-        parameter_norms=None if norms is None else _floats(norms),
         phases=None if phases is None else {int(worker): _floats(seconds) for worker, seconds in phases.items()},
         digest=values.get("digest", ""),
         is_skipped=values.get("is_skipped", False),
+        summed_bytes=values.get("summed_bytes", 0),
+        barrier_skew=None if skew is None else float(skew),
+        slowest_worker=values.get("slowest_worker"),
+        resident_bytes=values.get("resident_bytes"),
+        **by_name,
     )
 
 

@@ -22,10 +22,12 @@ import numpy as np
 from dtrain.comm.channel import Channel, ChannelClosed, Message
 from dtrain.comm.memory import RING
 from dtrain.train.host import Host
+from dtrain.train.resident import resident_bytes
 
 _TICK_SECONDS = 0.02
 _BEAT_SECONDS = 0.25
 _END_SECONDS = 2.0
+_RESIDENT_SECONDS = 1.0
 
 
 class Agent:
@@ -39,6 +41,8 @@ class Agent:
         self._generation, self._ranks = 0, 0
         self._reported: Any = None
         self._said_at = time.monotonic()
+        self._told_step = 0  # steps whose seconds have been told
+        self._resident_at = 0.0
 
     @property
     def local_address(self) -> str:
@@ -92,7 +96,11 @@ class Agent:
                     self._obey(self._host, message)
                 else:
                     self._messages.put(message)
-                if time.monotonic() - self._said_at > _BEAT_SECONDS:
+                now = time.monotonic()
+                if now - self._resident_at > _RESIDENT_SECONDS:
+                    self._resident_at = now
+                    self._send({"type": "alive", "resident": resident_bytes()})
+                elif now - self._said_at > _BEAT_SECONDS:
                     self._send({"type": "alive"})
         except (ChannelClosed, ValueError):  # the coordinator is gone, or its line is garbled
             # Nothing is said to the memory: the other workers of the host may go on without this one.
@@ -106,6 +114,7 @@ class Agent:
                     self._channel.receive_array(array)
             case "host_begin":
                 self._generation, self._ranks, self._reported = message["generation"], message["ranks"], None
+                self._told_step = message["step"]
                 host.begin(message["generation"], message["step"])
             case "host_grant":
                 host.grant(message["first"], message["coefficients"])
@@ -137,9 +146,13 @@ class Agent:
         if rows == self._reported:
             return
         self._reported = rows
-        newest = max(0, min(r[0] for r in rows) // 4 - 1) % RING
-        phases = self._host.memory.phases[newest, : self._ranks].tolist()
-        self._send({"type": "progress", "generation": self._generation, "rows": rows, "phases": phases})
+        # The row of a step may be read when all ranks are in a later one.
+        steps = range(self._told_step, max(self._told_step, min(r[0] for r in rows) // 4))
+        phases = self._host.memory.phases[[s % RING for s in steps], : self._ranks].sum(axis=0).tolist()
+        self._told_step = steps.stop
+        self._send(
+            {"type": "progress", "generation": self._generation, "rows": rows, "phases": phases, "steps": len(steps)}
+        )
 
 
 def _end(process: int) -> None:

@@ -52,7 +52,7 @@ class Hosts:
         self._hosts: dict[int, RemoteHost] = {}
         self._rows: dict[int, tuple[int, int, int]] = {}
         self._waits: dict[int, tuple[int, float]] = {}
-        self.phases: dict[int, list[float]] = {}
+        self._phases: dict[int, tuple[list[float], int]] = {}  # seconds per phase, and of how many steps
         self._heard: dict[int, float] = {}  # when each worker on another host was last heard
 
     # --- who is there ------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Hosts:
     def forget(self, worker: int) -> tuple[bool, list[int]]:
         """A worker is gone. Whether its host's memory went with it, and who waited for it to make that memory."""
         number = self.host_of.pop(worker, 0)
-        for known in (self._rows, self._waits, self.phases, self._heard):
+        for known in (self._rows, self._waits, self._phases, self._heard):
             known.pop(worker, None)
         if not number:
             return False, []
@@ -199,7 +199,7 @@ class Hosts:
         self._generation = generation
         memory = self.local.memory
         self._rows = {w: (4 * step, 0, 0) for w in self.members}
-        self._waits, self.phases = {}, {}
+        self._waits, self._phases = {}, {}
         others = self.others
         for number, host in self._hosts.items():
             if number not in others:
@@ -270,7 +270,13 @@ class Hosts:
         """The speaker of a host has told how far its ranks are."""
         for member, row, phases in zip(self.on(self.host_of[worker]), message["rows"], message["phases"], strict=False):
             self._rows[member] = tuple(row)
-            self.phases[member] = phases
+            before, steps = self._phases.get(member, ([0.0] * len(phases), 0))
+            self._phases[member] = [a + b for a, b in zip(before, phases, strict=True)], steps + message["steps"]
+
+    def take_phases(self) -> dict[int, tuple[list[float], int]]:
+        """The seconds per phase of the members on other hosts, and of how many steps, told since the last call."""
+        taken, self._phases = self._phases, {}
+        return taken
 
     def heard(self, worker: int, now: float) -> None:
         """A worker has said something."""

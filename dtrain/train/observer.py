@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain.monitor.records import EvalRecord, StepRecord
@@ -11,8 +11,8 @@ from dtrain.monitor.records import EvalRecord, StepRecord
 class Observer:
     """Told by the coordinator's shell, in order; every method may be overridden, none may fail or block."""
 
-    def started(self, names: tuple[str, ...], steps: int, first_step: int, steps_per_epoch: int) -> None:
-        """The run is about to start: the names of its parameters, and where it stands of how many steps."""
+    def started(self, parameters: Mapping[str, int], steps: int, first_step: int, steps_per_epoch: int) -> None:
+        """The run is about to start: the elements of its parameters by name, and where it stands of how many steps."""
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """These steps, one after the other and at least one, were committed."""
@@ -23,8 +23,8 @@ class Observer:
     def generation(self, generation: int, members: tuple[int, ...], restarts: int) -> None:
         """A new generation begins, after so many workers were lost in all."""
 
-    def checkpoint(self, step: int) -> None:
-        """A checkpoint is on disk. Called by the thread that wrote it."""
+    def checkpoint(self, step: int, seconds: float, size: int) -> None:
+        """A checkpoint of so many bytes is on disk after so many seconds. Called by the thread that wrote it."""
 
     def state(self, step: int, tensors: Any) -> None:
         """A copy of the state after so many steps (`RunState.tensors`), as often as the run is looked into."""

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from dtrain.comm.channel import Message
-from dtrain.comm.memory import GRANTED, RING
+from dtrain.comm.memory import COEFFICIENTS, GRANTED, RING, SAMPLED
 from dtrain.errors import DtrainError, InputError, WorkerError
 from dtrain.monitor.records import EvalRecord
 from dtrain.train import coordinator as c
@@ -25,10 +26,12 @@ from dtrain.train.generation import Introductions, begin_messages
 from dtrain.train.host import FOREVER
 from dtrain.train.launcher import Launcher
 from dtrain.train.membership import Membership
+from dtrain.train.norms import SampledSteps
 from dtrain.train.observer import Observer
 from dtrain.train.policy import Policy
 from dtrain.train.program import Program
 from dtrain.train.recorder import Recorder
+from dtrain.train.resident import ResidentMemory
 from dtrain.train.shard import eval_chunks
 from dtrain.train.snapshots import Snapshots
 from dtrain.train.state import RunState
@@ -43,11 +46,16 @@ def max_workers(workers: int) -> int:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run is carried out; none of it decides the result. Times in seconds, ``*_every`` in steps."""
+    """How a run is carried out; none of it decides the result. Times in seconds, ``*_every`` in steps.
+
+    ``norms_every`` or else ``norms_seconds`` tells how often norms are sampled (`SampledSteps`).
+    """
 
     workers: int
     checkpoint_every: int = 0
     introspect_every: int = 0
+    norms_every: int = 0
+    norms_seconds: float = 1.0
     checkpoint_seconds: float = 30.0
     timeout_seconds: float = 5.0
     startup_timeout_seconds: float = 60.0
@@ -91,6 +99,8 @@ class Service:
         self._state = RunState(program, max_workers(workers), restore)
         self.memory = self._state.memory
         self._recorder = Recorder(self._state)
+        self._sampled = SampledSteps(settings.norms_every, settings.norms_seconds)
+        self._resident = ResidentMemory()
         self._snapshots = Snapshots(store, self._observer)
         self._last_eval = self._state.last_eval
         self._coordinator = c.Coordinator(
@@ -146,8 +156,9 @@ class Service:
         """Train to the end, to a stop or to a failure, and leave nothing behind."""
         start = time.monotonic()
         state = self._state
-        names, steps_per_epoch = state.layout.parameter_names, state.sampler.steps_per_epoch
-        self._observer.started(names, self.program.steps, state.first_step, steps_per_epoch)
+        sizes = {n: prod(s) for n, s in zip(state.layout.names, state.layout.shapes, strict=True)}
+        parameters = {name: sizes[name] for name in state.layout.parameter_names}
+        self._observer.started(parameters, self.program.steps, state.first_step, state.sampler.steps_per_epoch)
         try:
             self._handle(e.Started())
             while self._finish is None:
@@ -192,6 +203,7 @@ class Service:
         """A worker's line has ended, or it is given up."""
         if worker in self._hosts.members:  # training does not stand still for one that has yet to begin
             self._lost_at = self._lost_at or time.monotonic()
+        self._resident.lost(worker)
         host = self._membership.lose(worker)
         if host is not None:
             self._done.pop(host, None)
@@ -205,9 +217,12 @@ class Service:
             case "joined":
                 self._observer.event("worker_joined", f"worker {worker} joined", worker=worker, pid=message["pid"])
                 host = self._membership.joined(worker, message)
+                self._resident.joined(worker, message["pid"], is_here=host == 0)
                 self._handle(e.Joined(worker, message["numerics"], host))
             case "progress" if message["generation"] == self._coordinator.generation:
                 self._hosts.reported(worker, message)
+            case "alive" if message.get("resident") is not None:
+                self._resident.told(worker, message["resident"])
             case "meeting" if message["generation"] == self._coordinator.generation:
                 self._membership.send(self._introductions.meet(worker, message["address"]))
             case "host_killed":
@@ -225,6 +240,7 @@ class Service:
                 self._handle(e.Evaluated(worker, message["generation"], message["step"]))
             case "nonfinite" if message["generation"] == self._coordinator.generation:
                 error = explain_nonfinite(self.program, self.memory, message["step"])
+                self._observer.event("nonfinite", str(error), step=message["step"])
                 self._handle(e.Failed(worker, error))
             case "failed":
                 self._observer.event("worker_failed", message["error"], worker=worker, stack=message["stack"])
@@ -294,13 +310,21 @@ class Service:
         self._membership.send(begin_messages(begin, hosts, done, self._launcher.address()))
 
     def _coefficients(self, first: int, upto: int) -> list[list[float]]:
+        """The words of each of these steps: the scalars of the rule, and whether its norms are taken."""
         rule, schedule = self.program.rule, self.program.schedule
-        return [list(rule.coefficients(step, schedule.lr(step))) for step in range(first, upto)]
+        rows = []
+        for step in range(first, upto):
+            row = [*rule.coefficients(step, schedule.lr(step))]
+            row += [0.0] * (COEFFICIENTS - len(row))
+            row[SAMPLED] = float(step in self._sampled)
+            rows.append(row)
+        return rows
 
     def _grant(self, upto: int) -> None:
         """Compute the coefficients of the granted steps once, for all ranks, then let them run."""
         granted = int(self.memory.header[GRANTED])
         first = max(granted, self._state.first_step)
+        self._sampled.choose(first, upto)
         self._hosts.grant(first, self._coefficients(first, upto))
         if granted <= self._coordinator.committed:
             self._membership.send_members({"type": "go"})
@@ -314,9 +338,10 @@ class Service:
 
     def _record(self, committed: int) -> None:
         """Tell the observer of the steps that were committed since the last time."""
-        records = self._recorder.read(committed, self._hosts.on(0), self._hosts.phases)
-        if not records:
+        if committed <= self._recorder.next_step:
             return
+        phases, resident = self._hosts.take_phases(), self._resident.read()
+        records = self._recorder.read(committed, self._hosts.on(0), phases, resident)
         self._observer.steps(records)
         if self._is_recovering:
             seconds = round(time.monotonic() - self._lost_at, 6)

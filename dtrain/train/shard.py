@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
+from dtrain.comm.reduce import ShardSquare
 from dtrain.comm.shard_sums import ShardSums, Value
 from dtrain.data.sampler import take_into
 from dtrain.errors import DtrainError, InputError, ShapeError
@@ -30,6 +32,7 @@ from dtrain.train.reports import reported
 
 _LINE = re.compile(r"\S:\d+")  # where an error says itself which line it is about
 _DTRAIN, _NUMPY = Path(__file__).parents[1], Path(np.__file__).parent
+_LOSS = -1  # what a run in parts reports when the loss is there
 EVAL_CHUNK = 256
 """Samples of an evaluation chunk: fixed, so that the figures do not depend on the number of workers."""
 
@@ -86,6 +89,7 @@ class _Signature:
             results = [r if r.dtype == program.dtype else r.astype(program.dtype) for r in results]
         key = [] if graph.key is None else [graph.key]
         self._plan = Plan([*parameters, *samples.values(), *key], [self._loss, *results])
+        self.forward_calls = self._plan.finished_at[0]
         graph.forget_values()
         self._sums_at = [i for i, s in enumerate(self._plan.steps) if s.op is sum_over_shards_]
         nodes = [self._plan.steps[i].node for i in self._sums_at]
@@ -114,6 +118,22 @@ class _Signature:
                 found._take_memory()
             self._of_shard[shard] = found
         return found
+
+    def run(
+        self, shard: int, parts: Sequence[tuple[int, int]] = (), report: Callable[[int], None] = lambda word: None
+    ) -> float:
+        """Run forward and backward, in parts as in `Bound.run_in_parts`; return when the loss was there."""
+        lost_at = 0.0
+
+        def arrived(word: int) -> None:
+            nonlocal lost_at
+            if word == _LOSS:
+                lost_at = perf_counter()
+            else:
+                report(word)
+
+        self.bind(shard).run_in_parts(sorted([*parts, (self.forward_calls, _LOSS)]), arrived)
+        return lost_at
 
     @property
     def finished_at(self) -> tuple[int, ...]:
@@ -214,6 +234,7 @@ class ShardRunner:
         self.sampler = program.sampler()
         self.parameters = self.layout.views(memory.parameters)
         self._signatures: dict[int, _Signature] = {}
+        self._squares: dict[int, ShardSquare] = {}
         self._sums: ShardSums | None = None
         self._eval_batches: dict[int, Batch] = {}
 
@@ -229,6 +250,12 @@ class ShardRunner:
         signature.batch.fill(indices)
         signature.key[1], signature.key[2] = step, shard
         return signature
+
+    def square(self, shard: int) -> float:
+        """The squared norm of a shard's gradient, which is there."""
+        if shard not in self._squares:
+            self._squares[shard] = ShardSquare(self.layout, self.memory.gradients[shard])
+        return self._squares[shard]()
 
     def _signature(self, step: int, shard: int, size: int) -> _Signature:
         signature = self._signatures.get(size)

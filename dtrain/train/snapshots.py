@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from dtrain.errors import CheckpointError
@@ -38,11 +39,13 @@ class Snapshots:
 
     def _write(self, step: int, tensors: Tensors, meta: dict[str, Any]) -> None:
         assert self._store is not None
+        start = time.monotonic()
         try:
-            self._store.save(step, tensors, meta)
+            path = self._store.save(step, tensors, meta)
         except CheckpointError as error:
             self.error = error
             self._observer.event("checkpoint_failed", str(error), step=step)
         else:
             self.error = None
-            self._observer.checkpoint(step)
+            seconds = time.monotonic() - start
+            self._observer.checkpoint(step, seconds, sum(f.stat().st_size for f in path.iterdir()))

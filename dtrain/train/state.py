@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.comm.layout import Layout
-from dtrain.comm.memory import RING, RunMemory
+from dtrain.comm.memory import RING, UPDATE, VALUE, RunMemory
 from dtrain.errors import CheckpointError
 from dtrain.graph.tree import flatten, unflatten
 from dtrain.nn.running import running
@@ -93,10 +93,19 @@ class RunState:
     def parameter_norms(self, step: int) -> dict[str, float]:
         """The gradient's L2 norm by parameter, for a step that is still in the ring; running values have none."""
         samples = self.sampler.batch_size(step)
-        squares = np.bincount(
-            self.layout.segment_parameters,
-            weights=self.memory.squares[step % RING],
-            minlength=len(self.layout.names),
-        )
-        norms = {n: math.sqrt(s) / samples for n, s in zip(self.layout.names, squares.tolist(), strict=True)}
+        return {n: norm / samples for n, norm in self._norms(self.memory.squares[step % RING]).items()}
+
+    def weight_norms(self, step: int) -> dict[str, float]:
+        """The L2 norm of each parameter after a sampled step that is still in the ring."""
+        return self._norms(self.memory.moved[step % RING, VALUE])
+
+    def update_norms(self, step: int) -> dict[str, float]:
+        """The L2 norm of what a sampled step, still in the ring, has added to each parameter."""
+        return self._norms(self.memory.moved[step % RING, UPDATE])
+
+    def _norms(self, squares: NDArray[np.float64]) -> dict[str, float]:
+        """From the squares of the segments to norms by parameter, running values left out."""
+        names = self.layout.names
+        sums = np.bincount(self.layout.segment_parameters, weights=squares, minlength=len(names)).tolist()
+        norms = {n: math.sqrt(s) for n, s in zip(names, sums, strict=True)}
         return {n: norms[n] for n in self.layout.parameter_names}

@@ -17,7 +17,7 @@ import numpy as np
 
 from dtrain.comm.barrier import Halted
 from dtrain.comm.links import Links
-from dtrain.comm.memory import BEATS, HALT, RING, ROW_WORDS, words
+from dtrain.comm.memory import BEATS, HALT, RING, ROW_WORDS, SAMPLED, words
 from dtrain.comm.own import Held, Part
 from dtrain.comm.shard_sums import HostValues, Patience
 from dtrain.graph import Bound
@@ -50,11 +50,15 @@ class Together:
 
     def run(
         self, step: int, shards: tuple[int, ...], present: tuple[int, ...], held: Held
-    ) -> tuple[float, float, float]:
-        """Run these shards of a step; the seconds for data, for computing and of waiting. Raises Halted, LinkLost."""
+    ) -> tuple[float, float, float, float]:
+        """Run these shards of a step; the seconds for data, forward and backward, and of waiting.
+
+        Raises Halted, LinkLost.
+        """
         runner, sums, hosts = self._runner, self._runner.sums, self._hosts
-        losses = self._memory.losses[step % RING]
-        waited = 0.0
+        memory, slot = self._memory, step % RING
+        is_sampled = bool(memory.coefficients[slot, SAMPLED])
+        forward = waited = 0.0
         start = perf_counter()
         own = [(s, runner.gather(step, s)) for s in shards if s < len(present)]
         gathered = perf_counter()
@@ -65,7 +69,7 @@ class Together:
             hosts.begin(sums, step, held, present)
         for number in range(len(sums.values)) if own or hosts is not None else ():
             for (shard, _), stretches in zip(own, under_way, strict=True):
-                self._run(stretches, number)
+                forward += self._run(stretches, number)
                 sums.hand_in(number, shard, stretches.values[number])
             arrived = perf_counter()
             if hosts is not None:
@@ -77,19 +81,27 @@ class Together:
             waited += perf_counter() - arrived
             self._beat()
         for (shard, signature), stretches in zip(own, under_way, strict=True):
-            self._run(stretches, len(sums.values))
-            losses[shard] = signature.loss
+            forward += self._run(stretches, len(sums.values))
+            memory.losses[slot, shard] = signature.loss
+            if is_sampled:
+                memory.shard_squares[slot, shard] = runner.square(shard)
             self._done[shard] = step + 1
         for shard in shards[len(own) :]:  # the others are empty
             self._done[shard] = step + 1
-        return gathered - start, perf_counter() - gathered - waited, waited
+        return gathered - start, forward, perf_counter() - gathered - forward - waited, waited
 
-    def _run(self, stretches: _Stretches, number: int) -> None:
-        for call in stretches.calls[number]:
+    def _run(self, stretches: _Stretches, number: int) -> float:
+        """Run a stretch of a shard; the seconds for its part of the forward pass."""
+        start = perf_counter()
+        for call in stretches.forward[number]:
+            call()
+        forward = perf_counter() - start
+        for call in stretches.backward[number]:
             call()
         self._beat()
         if self._header[HALT] >= self._generation:
             raise Halted
+        return forward
 
     def _beat(self) -> None:
         self._words[self._beats] += 1
@@ -97,15 +109,16 @@ class Together:
     def _of(self, bound: Bound, signature: Any) -> _Stretches:
         found = self._stretches.get(id(bound))
         if found is None:
-            found = self._stretches[id(bound)] = _Stretches(bound, signature.places(bound))
+            found = self._stretches[id(bound)] = _Stretches(bound, signature.forward_calls, signature.places(bound))
         return found
 
 
 class _Stretches:
     """The calls of one shard before, between and after the sums, what it hands in, and where the sums go."""
 
-    def __init__(self, bound: Bound, places: list[tuple[int, Any, Any]]) -> None:
+    def __init__(self, bound: Bound, forward_calls: int, places: list[tuple[int, Any, Any]]) -> None:
         ends = [-1, *(call for call, _, _ in places), len(bound.calls)]
-        self.calls = [bound.calls[before + 1 : end] for before, end in pairwise(ends)]
+        self.forward = [bound.calls[before + 1 : min(end, forward_calls)] for before, end in pairwise(ends)]
+        self.backward = [bound.calls[max(before + 1, forward_calls) : end] for before, end in pairwise(ends)]
         self.values = [value for _, value, _ in places]
         self.sums = [out for _, _, out in places]

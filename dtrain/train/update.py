@@ -6,6 +6,9 @@ completes the slice after a death puts the record back and goes on from that blo
 
 A block of running values is not updated by the rule: the mean of what the shards reported, weighted with their samples,
 is folded into it. Clipping, decay and the rule's state do not touch it.
+
+At a sampled step the squared norms of what each segment has become, and of how far it has moved, are written down while
+the block is in cache, before it counts as done.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ from dtrain.comm.memory import (
     NORM,
     RING,
     ROW_WORDS,
+    SAMPLED,
     SKIPPED,
+    UPDATE,
     UPDATE_STEP,
+    VALUE,
     RunMemory,
 )
 from dtrain.optim.clipping import clip_by_value
@@ -93,6 +99,7 @@ class SliceUpdate:
         self._coefficients = len(settings.rule.coefficients(0, 0.0))
         work = [np.empty(BLOCK, layout.dtype) for _ in range(3)]
         self._blocks: list[tuple[Any, ...]] = []
+        self._parts: list[list[tuple[int, Block, Block, Block]]] = []  # segment: its value, the old one, scratch
         for block in range(*blocks):
             where = layout.block(block)
             length = where.stop - where.start
@@ -101,11 +108,15 @@ class SliceUpdate:
             pairs = tuple(zip((u[:length] for u in memory.undo[row]), live, strict=False))
             total = memory.total[where]
             gradient, *scratch = (w[:length] for w in work)
-            folds = []
-            for segment in layout.segments[block] if is_running else ():
+            folds, parts = [], []
+            for number, segment in enumerate(layout.segments[block], layout.segment_starts[block]):
                 part = slice(segment.lo - where.start, segment.hi - where.start)
-                folds.append((live[0][part], total[part], layout.momenta[segment.parameter], gradient[part]))
+                if is_running:
+                    folds.append((live[0][part], total[part], layout.momenta[segment.parameter], gradient[part]))
+                else:
+                    parts.append((number, live[0][part], pairs[0][0][part], gradient[part]))
             self._blocks.append((pairs, live, total, gradient, scratch, folds))
+            self._parts.append(parts)
 
     def run(self, step: int, decision: Decision) -> None:
         """Update the slice for ``step``. The rank that owns the row calls it, once per step."""
@@ -132,7 +143,8 @@ class SliceUpdate:
 
     def _update(self, start: int, step: int, decision: Decision) -> None:
         words, row, update = self._words, self._row, self._settings.rule.update
-        coefficients = tuple(self._memory.coefficients[step % RING, : self._coefficients].tolist())
+        scalars = self._memory.coefficients[step % RING].tolist()
+        coefficients, is_sampled = tuple(scalars[: self._coefficients]), bool(scalars[SAMPLED])
         factor = self._memory.parameters.dtype.type(decision.factor)
         bound = self._settings.clip_value
         for block in range(start, self._hi):
@@ -148,8 +160,17 @@ class SliceUpdate:
                 if bound is not None:
                     clip_by_value(gradient, bound)
                 update(parameter, gradient, tuple(state), coefficients, tuple(scratch))
+            if is_sampled:
+                self._measure(block, self._memory.moved[step % RING])
             words[row + BLOCKS_DONE] = block + 1
             words[row + BEATS] += 1
+
+    def _measure(self, block: int, moved: NDArray[np.float64]) -> None:
+        """Write down how large each parameter's part of a block is now, and how far it has moved from its old value."""
+        for number, value, old, scratch in self._parts[block - self._lo]:
+            np.subtract(value, old, out=scratch)
+            moved[VALUE, number] = float(np.dot(value, value))
+            moved[UPDATE, number] = float(np.dot(scratch, scratch))
 
 
 def fold(running: Block, total: Block, samples: int, momentum: float, scratch: Block) -> None:

@@ -35,6 +35,7 @@ from dtrain.comm.memory import (
     HALT,
     RING,
     ROW_WORDS,
+    SAMPLED,
     SUMMED,
     UPDATED,
     WAITS,
@@ -277,13 +278,14 @@ class Member:
         samples = self._sampler.batch_size(step)
         present = tuple(range(min(samples, self._sampler.shards)))  # the other shards of a small last batch are empty
         losses = memory.losses[slot]
-        data = compute = waited = 0.0
+        is_sampled = bool(memory.coefficients[slot, SAMPLED])
+        data = forward = backward = waited = 0.0
         start = perf_counter()
         between = self._between
         if self._together is None and not self._is_apart:
             self._look(step, shards, present)
         if self._together is not None:
-            data, compute, waited = self._together.run(step, shards, present, held)
+            data, forward, backward, waited = self._together.run(step, shards, present, held)
             start, shards = perf_counter(), ()
         overlaps = between is not None and between.overlaps
         if between is not None and overlaps and self.rank == 0:
@@ -293,13 +295,16 @@ class Member:
                 signature = self._runner.gather(step, shard)
                 gathered = perf_counter()
                 if between is not None and overlaps and shard == shards[-1]:
-                    signature.bind(shard).run_in_parts(self._parts(signature), partial(between.report, step))
+                    lost_at = signature.run(shard, self._parts(signature), partial(between.report, step))
                 else:
-                    signature.bind(shard).run()
+                    lost_at = signature.run(shard)
                 losses[shard] = signature.loss
+                if is_sampled:
+                    memory.shard_squares[slot, shard] = self._runner.square(shard)
                 data += gathered - start
                 start = perf_counter()
-                compute += start - gathered
+                forward += lost_at - gathered
+                backward += start - lost_at
             self._shard_done[shard] = step + 1
             self.words[self.row + BEATS] += 1
             if self.header[HALT] >= self.generation:
@@ -330,7 +335,8 @@ class Member:
             self._update.run(step, decision)
         t3 = perf_counter()
         # The wait for the commit is counted in the next step: once it is over, the coordinator may read this row.
-        phases[:] = data, compute, t1 - t0, t3 - t2, waited + (t0 - start) + (t2 - t1) + self._last_wait
+        waited += (t0 - start) + (t2 - t1) + self._last_wait
+        phases[:] = data, forward, backward, t1 - t0, t3 - t2, waited
         barrier.arrive(4 * step + UPDATED)
         barrier.wait(4 * step + UPDATED)
         self._last_wait = perf_counter() - t3

@@ -77,7 +77,7 @@ def test_the_step_benchmark_trains_both_sides_alike(optimizer: str) -> None:
         assert all(positive(row[i]) for i in (1, 2, 3, 5, 6))
         assert row[4] in ("plain", "foreach", "fused")
         assert float(row[7]) < 5e-4
-    assert phases[0] == ["workload", "data", "compute", "sum", "update", "wait", "outside", "coordinator"]
+    assert phases[0] == ["workload", "data", "forward", "backward", "sum", "update", "wait", "outside", "coordinator"]
     assert [row[0] for row in phases[1:]] == ["softmax V=8", "softmax V=2", "mlp V=8", "mlp V=2"]
     for row in phases[1:]:
         assert all(positive(cell) for cell in row[1:6])
@@ -91,5 +91,14 @@ def test_the_engine_benchmark_prints_a_checked_table() -> None:
     assert [row[0].split()[0] for row in rows] == ["mlp", "rnn", "chain"]
     for row in rows:
         assert len(row) == len(header)
-        assert all(positive(cell) for cell in row[1:])
+        assert all(positive(cell) for cell in row[1:4])
         assert float(row[-1]) < 0.5  # memory is reused
+
+
+def test_the_benchmark_of_monitoring_compares_equal_runs() -> None:
+    done = run("monitoring.py")
+    assert done.returncode == 0, done.stderr
+    ((header, row),) = tables(done.stdout)
+    assert header[:4] == ["workload", "off, µs a step", "on / off", "norms at every step / off"]
+    assert row[0] == "softmax"
+    assert all(positive(cell.split(" ")[0]) for cell in row[1:])

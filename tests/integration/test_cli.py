@@ -274,7 +274,14 @@ def test_metrics_are_served_while_the_run_lasts(job, tmp_path):
     assert samples["dtrain_gradient_norm", ()] > 0
     assert any(name == "dtrain_parameter_gradient_norm" for name, _ in samples)
     phases = {labels for name, labels in samples if name == "dtrain_phase_seconds_total"}
-    assert len(phases) == 2 * 5
+    assert len(phases) == 2 * 6
+    assert samples["dtrain_job_state", (("state", "running"),)] == 1
+    assert {labels[0][1] for name, labels in samples if name == "dtrain_resident_memory_bytes"} == {
+        "coordinator",
+        *(dict(labels)["worker"] for labels in phases),
+    }
+    linted = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
+    assert (linted.returncode, linted.stdout, linted.stderr) == (0, "", "")
     assert not (run / "endpoint.json").exists()
 
 

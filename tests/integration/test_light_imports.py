@@ -30,6 +30,16 @@ print({"prometheus_client", "http.server"} & set(sys.modules))
     assert done.stdout.strip() == "set()"
 
 
+def test_a_run_loads_what_hands_figures_out_only_when_it_does():
+    code = """
+import sys
+import dtrain.jobs.run
+print({"prometheus_client", "http.server", "tensorboard"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_rich_is_not_loaded_for_plain_lines():
     code = """
 import io, sys

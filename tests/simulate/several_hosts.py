@@ -338,6 +338,7 @@ class HostsSimulation(WorkersOnHosts):
                 generation, ranks = worker.told
                 if generation:
                     rows = worker.memory.rows(ranks)
-                    self.say(worker, {"type": "progress", "generation": generation, "rows": rows, "phases": rows})
+                    message = {"type": "progress", "generation": generation, "rows": rows, "phases": rows, "steps": 0}
+                    self.say(worker, message)
                 self.say(worker, {"type": "alive"})
         self.at(self.now + self.random.uniform(0.1, 0.3), lambda: self.beat(worker))

@@ -46,6 +46,7 @@ class Sums:
     total: Floats
     squares: Floats
     losses: Floats
+    shard_squares: Floats
     complete: int
 
 
@@ -170,6 +171,7 @@ def exchange(
             slot = step % RING
             if rank == 0:
                 memory.losses[slot], memory.squares[slot], memory.total[...] = np.nan, np.nan, np.nan
+                memory.shard_squares[slot] = np.nan
             barrier.arrive(4 * step)
             barrier.wait(4 * step)
 
@@ -179,6 +181,7 @@ def exchange(
                         memory.gradients[shard, where] = gradients[step][shard, where]
                         if where.start == 0:
                             memory.losses[slot, shard] = losses[step][shard]
+                            memory.shard_squares[slot, shard] = -losses[step][shard]
 
             with np.errstate(all="ignore"):
                 take_step(memory, between, part, barrier, step, placement.held, present, compute)
@@ -189,6 +192,7 @@ def exchange(
                         memory.total.copy(),
                         memory.squares[slot].copy(),
                         memory.losses[slot].copy(),
+                        memory.shard_squares[slot].copy(),
                         int(memory.header[COMPLETE]),
                     )
                 )

@@ -95,6 +95,7 @@ def test_every_host_has_the_bits_of_one_host(case: dict[str, Any]) -> None:
             assert bits(sums[step].squares) == bits(squares), f"host {host}, step {step}"
             chosen = list(present)
             assert bits(sums[step].losses[chosen]) == bits(losses[step][chosen]), f"host {host}, step {step}"
+            assert bits(sums[step].shard_squares[chosen]) == bits(-losses[step][chosen]), f"host {host}, step {step}"
             assert sums[step].complete == step + 1
 
 
@@ -144,7 +145,7 @@ def test_a_small_buffer_travels_once_to_each_other_host_in_one_frame(hosts: int,
     result = exchange(
         Placement(layout, held, (1,) * hosts, shards), [gradients], [np.ones(shards)], [tuple(range(shards))]
     )
-    frame = -(-layout.nbytes // 64) * 64 + 8 * shards + HEAD_BYTES
+    frame = -(-layout.nbytes // 64) * 64 + 16 * shards + HEAD_BYTES
     assert result.bytes_sent == [(hosts - 1) * (frame + HEAD_BYTES)] * hosts
 
 

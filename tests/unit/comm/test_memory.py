@@ -17,7 +17,9 @@ FIELDS = [
     "shard_done",
     "coefficients",
     "losses",
+    "shard_squares",
     "squares",
+    "moved",
     "phases",
     "undo",
     "parameters",
@@ -42,7 +44,9 @@ def test_fields_have_their_shapes_and_never_overlap(dtype: type, states: tuple[s
     assert memory.shard_done.shape == (5,)
     assert memory.coefficients.shape == (RING, COEFFICIENTS)
     assert memory.losses.shape == (RING, 5)
+    assert memory.shard_squares.shape == (RING, 5)
     assert memory.squares.shape == (RING, 3)
+    assert memory.moved.shape == (RING, 2, 3)
     assert memory.phases.shape == (RING, 4, len(PHASES))
     assert memory.undo.shape == (4, 1 + len(states), BLOCK)
     assert memory.parameters.shape == memory.total.shape == (size,)

@@ -150,6 +150,16 @@ def test_a_spec_is_frozen():
         ("30s", "0", "digits.yaml: checkpoint.every: expected an interval of at least 1, got 0; null turns it off"),
         ("workers: auto", "on_nonfinite: go", 'digits.yaml: on_nonfinite: expected stop or skip, got "go"'),
         ("workers: auto", "timeout_seconds: 0", "digits.yaml: timeout_seconds: expected more than 0, got 0"),
+        ("workers: auto", "monitor: {address: 0.0.0.0}",
+         "digits.yaml: monitor: address 0.0.0.0 can be reached by others, so token_file is needed: name a file for the "
+         "token"),
+        ("workers: auto", "monitor: {sd_directory: sd, metrics_port: null}",
+         "digits.yaml: monitor: sd_directory tells of an endpoint, and metrics_port is null; give a port, or 0"),
+        ("workers: auto", "monitor: {pushgateway: localhost:9091}",
+         'digits.yaml: monitor.pushgateway: expected http://HOST:PORT or https://HOST:PORT, got "localhost:9091"'),
+        ("workers: auto", "monitor: {textfile: figures.txt}",
+         "digits.yaml: monitor.textfile: expected a path that ends in .prom, which is what node_exporter reads, got "
+         '"figures.txt"'),
         ("workers: auto", "monitor: {metrics_port: 70000}",
          "digits.yaml: monitor.metrics_port: expected at most 65535, got 70000"),
         ("workers: auto", "dtype: float16", 'digits.yaml: dtype: expected float32 or float64, got "float16"'),

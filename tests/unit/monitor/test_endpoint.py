@@ -1,15 +1,18 @@
 """The Prometheus endpoint, scraped for real over 127.0.0.1."""
 
 import http.client
+import json
 import math
 import socket
 import threading
+import urllib.request
 
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from dtrain.comm.host import host_addresses
 from dtrain.errors import InputError
 from dtrain.monitor.endpoint import MetricsEndpoint
 from dtrain.monitor.exporter import Handler, make_registry
@@ -24,12 +27,31 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 def metrics():
     metrics = RunMetrics(clock=lambda: 1700000000.25)
     metrics.describe_job(name="digits", run="r1", spec_digest="ab", version="0.1.0")
-    metrics.started(10)
+    metrics.started(10, parameters={'layers.0."w"\n': 4})
     metrics.generation(1, [0, 1], 0)
     phases = {0: {"compute": 0.25, "wait": 0.125}, 1: {"compute": 0.5}}
-    metrics.steps([StepRecord(0, 0, math.nan, 2.0, 1.0, 0.1, 32, 1.5, {'layers.0."w"\n': 0.5}, phases)])
+    norms = {'layers.0."w"\n': 0.5}
+    record = StepRecord(
+        step=0,
+        epoch=0,
+        loss=math.nan,
+        gradient_norm=2.0,
+        clip_scale=1.0,
+        learning_rate=0.1,
+        samples=32,
+        seconds=1.5,
+        parameter_norms=norms,
+        phases=phases,
+        weight_norms=norms,
+        update_norms=norms,
+        noise={"variance": 2.0, "square": -1.0, "scale": math.inf},
+        barrier_skew=0.25,
+        slowest_worker=1,
+        resident_bytes={"coordinator": 1 << 20},
+    )
+    metrics.steps([record])
     metrics.evaluation(EvalRecord(1, 0, 0.25, {"accuracy": 0.9, "bits": 3.0}))
-    metrics.checkpoint(1)
+    metrics.checkpoint(1, seconds=0.5, size=1000)
     return metrics
 
 
@@ -157,6 +179,38 @@ def test_only_this_machine_can_connect(endpoint):
     assert endpoint.url == f"http://127.0.0.1:{endpoint.port}/metrics"
     with socket.socket() as other:  # the wildcard address is free, so the endpoint is on 127.0.0.1 alone
         other.bind(("127.0.0.2", endpoint.port))
+
+
+def test_service_discovery_is_told_the_target_and_the_run(metrics):
+    labels = {"dtrain_job": "digits", "dtrain_run": "r1"}
+    with MetricsEndpoint(metrics, labels=labels) as endpoint:
+        response, body = request(endpoint, "/sd")
+        assert (response.status, response.getheader("Content-Type")) == (200, "application/json")
+        assert json.loads(body) == [{"targets": [f"127.0.0.1:{endpoint.port}"], "labels": labels}]
+        assert request(endpoint, "/sd", token=False)[0].status == 401
+        assert request(endpoint, "/sd", Host="evil.example")[0].status == 403
+
+
+def test_another_address_is_answered_under_any_name_but_not_without_the_token(metrics):
+    with MetricsEndpoint(metrics, address="0.0.0.0", token="t" * 16) as endpoint:
+        assert not endpoint.target.startswith("0.0.0.0")
+        assert endpoint.target == f"{next(iter(host_addresses()), '127.0.0.1')}:{endpoint.port}"
+        assert request(endpoint, Host="node7.cluster:9464")[0].status == 200
+        assert request(endpoint, Host="node7.cluster:9464", token=False)[0].status == 401
+        assert request(endpoint, Origin="http://node7.cluster")[0].status == 403
+
+
+def test_an_address_of_the_sixth_version(metrics):
+    with MetricsEndpoint(metrics, address="::1") as endpoint:
+        assert endpoint.url == f"http://[::1]:{endpoint.port}/metrics"
+        http_request = urllib.request.Request(endpoint.url, headers={"Authorization": f"Bearer {endpoint.token}"})
+        assert b"dtrain_loss" in urllib.request.urlopen(http_request, timeout=20).read()
+
+
+@pytest.mark.parametrize("address", ["203.0.113.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_this_hosts_is_one_line(metrics, address):
+    with pytest.raises(InputError, match=rf"^monitor\.address: {address} is no address of this host; choose another$"):
+        MetricsEndpoint(metrics, address=address)
 
 
 def test_clients_that_hang_hold_up_nobody(endpoint, metrics):

@@ -31,14 +31,22 @@ def records_in(path):
 
 
 floats = st.floats(allow_nan=False)
+by_name = st.none() | st.dictionaries(st.text(max_size=5), floats, max_size=2)
 steps = st.builds(
     StepRecord,
     *[st.integers(0, 10**9), st.integers(0, 99), *[floats] * 4, st.integers(1, 10**6), floats],
-    st.none() | st.dictionaries(st.text(max_size=5), floats, max_size=2),
+    by_name,
     st.none()
     | st.dictionaries(st.integers(0, 99), st.dictionaries(st.text(max_size=5), floats, max_size=2), max_size=2),
     st.text(max_size=5),
     st.booleans(),
+    weight_norms=by_name,
+    update_norms=by_name,
+    noise=by_name,
+    summed_bytes=st.integers(0, 10**12),
+    barrier_skew=st.none() | floats,
+    slowest_worker=st.none() | st.integers(0, 99),
+    resident_bytes=st.none() | st.dictionaries(st.text(max_size=5), st.integers(0, 10**12), max_size=2),
 )
 evals = st.builds(
     EvalRecord, st.integers(0, 9), st.integers(0, 9), floats, st.dictionaries(st.text(max_size=5), floats, max_size=2)

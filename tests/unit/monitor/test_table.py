@@ -15,6 +15,7 @@ def test_names_follow_prometheus(metric):
     base = metric.name.removesuffix("_total")
     assert metric.unit == "" or base.endswith(f"_{metric.unit}")
     assert metric.help.endswith(".")
+    assert "?" in metric.question
     assert len(set(metric.labels)) == len(metric.labels)
     assert "job" not in metric.labels  # Prometheus sets it itself, and would rename ours
 

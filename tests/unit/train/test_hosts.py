@@ -444,11 +444,13 @@ def test_arrivals_are_those_of_all_hosts_in_the_order_of_members() -> None:
     cluster = Cluster([2, 2])
     cluster.begin(step=3, granted=5)
     cluster.reach(0, 3, GRADIENTS)
-    message = {"rows": [[12 + SUMMED, 4, 0], [12 + GRADIENTS, 2, 0]], "phases": [[0.1] * 5, [0.2] * 5]}
+    message = {"rows": [[12 + SUMMED, 4, 0], [12 + GRADIENTS, 2, 0]], "phases": [[0.1] * 6, [0.2] * 6], "steps": 3}
     cluster.hosts.reported(2, message)
     arrivals, _ = cluster.hosts.arrivals(100.0)
     assert arrivals == {0: (13, 0), 1: (13, 0), 2: (14, 4), 3: (13, 2)}
-    assert cluster.hosts.phases == {2: [0.1] * 5, 3: [0.2] * 5}
+    cluster.hosts.reported(2, message | {"phases": [[0.25] * 6, [0.5] * 6], "steps": 1})
+    assert cluster.hosts.take_phases() == {2: ([0.35] * 6, 4), 3: ([0.7] * 6, 4)}
+    assert cluster.hosts.take_phases() == {}
     assert cluster.hosts.forget(3) == (False, [])
     assert set(cluster.hosts.arrivals(100.0)[0]) == {0, 1, 2}
 
@@ -458,7 +460,7 @@ def test_who_waits_for_another_host_is_known_for_a_second() -> None:
     cluster.begin()
     assert cluster.hosts.arrivals(20.0)[1] == frozenset()
     cluster.memories[0].arrived[0, WAITS] = 3
-    cluster.hosts.reported(1, {"rows": [[0, 0, 8]], "phases": [[0.0] * 5]})
+    cluster.hosts.reported(1, {"rows": [[0, 0, 8]], "phases": [[0.0] * 6], "steps": 0})
     assert cluster.hosts.arrivals(21.0)[1] == frozenset({0, 1})
     assert cluster.hosts.arrivals(21.9)[1] == frozenset({0, 1})
     assert cluster.hosts.arrivals(22.1)[1] == frozenset()

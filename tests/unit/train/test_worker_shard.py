@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dtrain.comm.channel import Channel, ChannelClosed, Message, channel_pair
-from dtrain.comm.memory import ARRIVED, GRADIENTS, GRANTED, HALT, RING, SUMMED, UPDATED, RunMemory
+from dtrain.comm.memory import ARRIVED, GRADIENTS, GRANTED, HALT, PHASES, RING, SAMPLED, SUMMED, UPDATED, RunMemory
 from dtrain.comm.threads import one_blas_thread
 from dtrain.errors import InputError, ShapeError
 from dtrain.nn import dropout
@@ -458,8 +458,22 @@ def test_figures_of_a_step_lie_in_its_place_of_the_ring() -> None:
     for slot in (start, 0):
         assert memory.losses[slot].all()
         assert memory.squares[slot].any()
-        assert (memory.phases[slot, 0] > 0).any()
+        assert (memory.phases[slot, 0, : PHASES.index("sum")] > 0).all()
     assert not memory.losses[1:start].any()
+
+
+def test_the_squared_norm_of_each_shards_gradient_is_written_down_at_sampled_steps() -> None:
+    p = program()
+    memory = memory_of(p)
+    memory.coefficients[1, SAMPLED] = 1
+    with workers(p, memory, 1) as (line,):
+        begin([line], 1, 0)
+        memory.header[GRANTED] = 2
+        wait_for(memory, 1, 4 + UPDATED)
+    expected = np.sum(memory.gradients.astype(np.float64) ** 2, axis=1)
+    assert expected.all()
+    np.testing.assert_allclose(memory.shard_squares[1], expected, rtol=1e-5)
+    assert not memory.shard_squares[0].any()
 
 
 def test_a_message_that_is_read_in_a_barrier_is_not_lost() -> None:
