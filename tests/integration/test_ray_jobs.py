@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.support import DIGITS, ROOT, braked_model, command, dtrain, result_of, wait_until
+from tests.support import DIGITS, ROOT, braked_model, command, dtrain, free_ports, result_of, wait_until
 
 JOB: dict[str, Any] = {
     **DIGITS,
@@ -50,14 +49,6 @@ class Cluster:
     token_file: Path
     runs: Path
     flag: Path
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,125 @@
+"""A real Prometheus and a real Alertmanager on loopback, with the files of deploy/ and other addresses in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support import ROOT, free_ports, wait_until
+
+DEPLOY = ROOT / "deploy"
+
+
+def replaced(text: str, changes: Mapping[str, str]) -> str:
+    """The text with each key, which must be in it, replaced by its value."""
+    for old, new in changes.items():
+        assert old in text, f"{old} is not in the file any more"
+        text = text.replace(old, new)
+    return text
+
+
+def get(url: str) -> Any:
+    """The JSON that a server answers with."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def answers(url: str) -> bool:
+    """Whether a server is up."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """Where the two are, and the folder and the token for the runs that they watch."""
+
+    prometheus: str
+    alertmanager: str
+    targets: Path
+    token: Path
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """The series of an expression now."""
+        answer = get(f"{self.prometheus}/api/v1/query?{urllib.parse.urlencode({'query': expr})}")
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
+
+    def alerts(self) -> set[tuple[str, str]]:
+        """The alerts that have come to Alertmanager and are not resolved: their name, and the run."""
+        found = get(f"{self.alertmanager}/api/v2/alerts?active=true&inhibited=true")
+        return {(a["labels"]["alertname"], a["labels"].get("run", "")) for a in found}
+
+    def wait_for(self, alert: str, run: str, seconds: float = 30.0) -> None:
+        """Wait until an alert on a run has come to Alertmanager."""
+        try:
+            wait_until(lambda: (alert, run) in self.alerts(), seconds)
+        except AssertionError:
+            rules = get(f"{self.prometheus}/api/v1/rules?type=alert")["data"]["groups"][0]["rules"]
+            (rule,) = [rule for rule in rules if rule["name"] == alert]
+            raise AssertionError(f"{alert} of {run} has not come: {self.alerts()}; {rule}") from None
+
+
+@contextmanager
+def started(command: list[str], log: Path, url: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that runs in the block, from when it answers at ``url``."""
+    assert shutil.which(command[0]), f"{command[0]} is missing: apt-get install prometheus prometheus-alertmanager"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
+    try:
+        wait_until(lambda: process.poll() is not None or answers(url), 30)
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def monitoring(folder: Path, config: Mapping[str, str], rules: Mapping[str, str]) -> Iterator[Monitoring]:
+    """Both, with changes to what prometheus.yml and the rules say."""
+    here, there = free_ports(2)
+    targets, token = folder / "targets", folder / "metrics_token"
+    targets.mkdir()
+    token.write_text("6" * 64)
+    (folder / "rules").mkdir()
+    text = (DEPLOY / "prometheus/rules/dtrain.yml").read_text()
+    (folder / "rules/dtrain.yml").write_text(replaced(text, rules))
+    changes = {
+        "/var/lib/dtrain/targets": str(targets),
+        "/run/secrets/metrics_token": str(token),
+        "alertmanager:9093": f"127.0.0.1:{there}",
+        "127.0.0.1:9090": f"127.0.0.1:{here}",
+        **config,
+    }
+    text = (DEPLOY / "prometheus/prometheus.yml").read_text()
+    (folder / "prometheus.yml").write_text(replaced(text, changes))
+    found = Monitoring(f"http://127.0.0.1:{here}", f"http://127.0.0.1:{there}", targets, token)
+    with ExitStack() as stack:
+        alertmanager = [
+            "prometheus-alertmanager",
+            f"--config.file={DEPLOY / 'alertmanager/alertmanager.yml'}",
+            f"--storage.path={folder / 'alertmanager'}",
+            f"--web.listen-address=127.0.0.1:{there}",
+            "--cluster.listen-address=",
+        ]
+        stack.enter_context(started(alertmanager, folder / "alertmanager.log", f"{found.alertmanager}/-/ready"))
+        prometheus = [
+            "prometheus",
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+            f"--web.listen-address=127.0.0.1:{here}",
+        ]
+        stack.enter_context(started(prometheus, folder / "prometheus.log", f"{found.prometheus}/-/ready"))
+        yield found
