@@ -1,4 +1,4 @@
-"""A real Prometheus and a real Alertmanager on loopback, with the files of deploy/ and other addresses in them."""
+"""A real Prometheus, Alertmanager and Pushgateway on loopback, with the files of deploy/ and addresses of this machine."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def get(url: str) -> Any:
         return json.load(answer)
 
 
+def query(prometheus: str, expr: str) -> list[dict[str, Any]]:
+    """The series that an expression has now."""
+    found: list[dict[str, Any]] = get(f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': expr})}")["data"][
+        "result"
+    ]
+    return found
+
+
 def answers(url: str) -> bool:
     """Whether a server is up."""
     try:
@@ -43,23 +51,27 @@ def answers(url: str) -> bool:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """Where the two are, and the folder and the token for the runs that they watch."""
+    """Where they are, and the folder and the token for the runs that they watch."""
 
     prometheus: str
     alertmanager: str
+    pushgateway: str
     targets: Path
     token: Path
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a job says under ``monitor`` to be watched."""
+        return {"token_file": str(self.token), "sd_directory": str(self.targets), "pushgateway": self.pushgateway}
+
     def query(self, expr: str) -> list[dict[str, Any]]:
         """The series of an expression now."""
-        answer = get(f"{self.prometheus}/api/v1/query?{urllib.parse.urlencode({'query': expr})}")
-        found: list[dict[str, Any]] = answer["data"]["result"]
-        return found
+        return query(self.prometheus, expr)
 
     def alerts(self) -> set[tuple[str, str]]:
         """The alerts that have come to Alertmanager and are not resolved: their name, and the run."""
         found = get(f"{self.alertmanager}/api/v2/alerts?active=true&inhibited=true")
-        return {(a["labels"]["alertname"], a["labels"].get("run", "")) for a in found}
+        return {(a["labels"]["alertname"], a["labels"].get("run", a["labels"].get("dtrain_run", ""))) for a in found}
 
     def wait_for(self, alert: str, run: str, seconds: float = 30.0) -> None:
         """Wait until an alert on a run has come to Alertmanager."""
@@ -74,7 +86,9 @@ class Monitoring:
 @contextmanager
 def started(command: list[str], log: Path, url: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A server that runs in the block, from when it answers at ``url``."""
-    assert shutil.which(command[0]), f"{command[0]} is missing: apt-get install prometheus prometheus-alertmanager"
+    assert shutil.which(command[0]), (
+        f"{command[0]} is missing: apt-get install prometheus prometheus-alertmanager prometheus-pushgateway"
+    )
     with open(log, "wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, **options)
     try:
@@ -88,8 +102,8 @@ def started(command: list[str], log: Path, url: str, **options: Any) -> Iterator
 
 @contextmanager
 def monitoring(folder: Path, config: Mapping[str, str], rules: Mapping[str, str]) -> Iterator[Monitoring]:
-    """Both, with changes to what prometheus.yml and the rules say."""
-    here, there = free_ports(2)
+    """All three, with changes to what prometheus.yml and the rules say."""
+    here, there, pushes = free_ports(3)
     targets, token = folder / "targets", folder / "metrics_token"
     targets.mkdir()
     token.write_text("6" * 64)
@@ -101,12 +115,15 @@ def monitoring(folder: Path, config: Mapping[str, str], rules: Mapping[str, str]
         "/run/secrets/metrics_token": str(token),
         "alertmanager:9093": f"127.0.0.1:{there}",
         "127.0.0.1:9090": f"127.0.0.1:{here}",
+        "pushgateway:9091": f"127.0.0.1:{pushes}",
         **config,
     }
     text = (DEPLOY / "prometheus/prometheus.yml").read_text()
     (folder / "prometheus.yml").write_text(replaced(text, changes))
-    found = Monitoring(f"http://127.0.0.1:{here}", f"http://127.0.0.1:{there}", targets, token)
+    found = Monitoring(*(f"http://127.0.0.1:{port}" for port in (here, there, pushes)), targets, token)
     with ExitStack() as stack:
+        pushgateway = ["prometheus-pushgateway", f"--web.listen-address=127.0.0.1:{pushes}"]
+        stack.enter_context(started(pushgateway, folder / "pushgateway.log", f"{found.pushgateway}/-/ready"))
         alertmanager = [
             "prometheus-alertmanager",
             f"--config.file={DEPLOY / 'alertmanager/alertmanager.yml'}",

@@ -46,7 +46,7 @@ WORK = 'dtrain_phase_seconds_total{phase!="wait"}'
 
 def of_run(expr: str, legend: str = "{{run}}") -> Query:
     """A query of the chosen runs."""
-    return Query(f"({expr}) * on (job, instance) group_left (name, run) {RUNS}", legend)
+    return Query(f"({expr}) * on (job, instance, dtrain_run) group_left (name, run) {RUNS}", legend)
 
 
 def rate(counter: str) -> str:
@@ -56,7 +56,7 @@ def rate(counter: str) -> str:
 
 def per_step(counter: str) -> str:
     """The growth of a counter per step; without a worker label, the mean over the workers."""
-    return f"{counter} / on (job, instance) group_left () (rate(dtrain_steps_total[$__rate_interval]) > 0)"
+    return f"{counter} / on (job, instance, dtrain_run) group_left () (rate(dtrain_steps_total[$__rate_interval]) > 0)"
 
 
 TRAINING = Dashboard(

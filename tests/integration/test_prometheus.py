@@ -5,7 +5,6 @@ Times in the rules are shortened, so that what takes minutes in service takes se
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import threading
@@ -55,7 +54,7 @@ def metrics(params, batch):
 class Run:
     """A run in the background that tells Prometheus where it is."""
 
-    def __init__(self, job: Path, folder: Path, seen_by: Monitoring, workers: int) -> None:
+    def __init__(self, job: Path, folder: Path, workers: int) -> None:
         self.folder, self.name = folder, folder.name
         line = command("run", job, "--workers", workers, "--quiet", "--run-dir", folder)
         self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -91,11 +90,10 @@ def steady(watched: Monitoring, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "eval": {"every": "20 epochs"},
         "checkpoint": {"every": "1s"},
         "timeout_seconds": 300.0,
-        "monitor": {"token_file": str(watched.token)},
+        "monitor": watched.settings,
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    run = Run(folder / "job.yaml", folder / "steady-run", watched, 2)
-    announce(run, watched)
+    run = Run(folder / "job.yaml", folder / "steady-run", 2)
     yield run
     run.kill()
 
@@ -120,19 +118,12 @@ def astray(watched: Monitoring, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "eval": {"every": 100},
         "checkpoint": {"every": None},
         "on_nonfinite": "skip",
-        "monitor": {"token_file": str(watched.token)},
+        "monitor": watched.settings,
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    run = Run(folder / "job.yaml", folder / "astray-run", watched, 1)
-    announce(run, watched)
+    run = Run(folder / "job.yaml", folder / "astray-run", 1)
     yield run
     run.kill()
-
-
-def announce(run: Run, watched: Monitoring) -> None:
-    url = json.loads((run.folder / "endpoint.json").read_text())["url"]
-    target = re.sub(r"^http://|/metrics$", "", url)
-    (watched.targets / f"{run.name}.json").write_text(json.dumps([{"targets": [target]}]))
 
 
 @contextmanager
@@ -199,6 +190,12 @@ def test_troubles_of_a_run_come_to_alertmanager(watched: Monitoring, steady: Run
     watched.wait_for("DtrainStalled", steady.name)
 
 
-def test_a_run_that_is_killed_is_missed(watched: Monitoring, steady: Run) -> None:
+def test_a_run_that_is_killed_is_missed_and_one_that_fails_leaves_word(
+    watched: Monitoring, steady: Run, tmp_path: Path
+) -> None:
     steady.kill()
-    wait_until(lambda: "DtrainUnreachable" in {alert for alert, _ in watched.alerts()}, 30)
+    job = {**DIGITS, "name": "hopeless", "optimizer": {"name": "sgd", "lr": 1e30}, "monitor": watched.settings}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    assert dtrain("run", tmp_path / "job.yaml", "--workers", 1, "--run-dir", tmp_path / "hopeless-run").returncode == 3
+    watched.wait_for("DtrainFailed", "hopeless-run")
+    watched.wait_for("DtrainUnreachable", "steady-run")
