@@ -1,4 +1,4 @@
-"""A real Prometheus, Alertmanager and Pushgateway on loopback, with the files of deploy/ and addresses of this machine."""
+"""Prometheus, Alertmanager and Pushgateway, the real ones, on loopback, with the files of deploy/."""
 
 from __future__ import annotations
 
