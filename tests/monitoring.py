@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from deploy.grafana.panels import DASHBOARDS
 from tests.support import ROOT, free_ports, wait_until
 
 DEPLOY = ROOT / "deploy"
@@ -38,6 +43,22 @@ def query(prometheus: str, expr: str) -> list[dict[str, Any]]:
         "result"
     ]
     return found
+
+
+def wait_for_data(prometheus: str, without: tuple[str, ...] = (), seconds: float = 30.0) -> None:
+    """Wait until every query of the dashboards and every recorded rule has a series, but for those that name one of
+    ``without``."""
+    values = {"$name": ".*", "$run": ".*", "$__rate_interval": "5s"}
+    panels = [panel for board in DASHBOARDS for _, panels in board.rows for panel in panels]
+    exprs = [re.sub(r"\$\w+", lambda found: values[found[0]], one.expr) for p in panels for one in p.queries]
+    rules = yaml.safe_load((DEPLOY / "prometheus/rules/dtrain.yml").read_text())["groups"][0]["rules"]
+    exprs += [rule["record"] for rule in rules if "record" in rule]
+    assert len(exprs) > 40
+    exprs = [expr for expr in exprs if not any(word in expr for word in without)]
+    deadline = time.monotonic() + seconds
+    while missing := [expr for expr in exprs if not query(prometheus, expr)]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.5)
 
 
 def answers(url: str) -> bool:
@@ -122,7 +143,7 @@ def monitoring(folder: Path, config: Mapping[str, str], rules: Mapping[str, str]
     (folder / "prometheus.yml").write_text(replaced(text, changes))
     found = Monitoring(*(f"http://127.0.0.1:{port}" for port in (here, there, pushes)), targets, token)
     with ExitStack() as stack:
-        pushgateway = ["prometheus-pushgateway", f"--web.listen-address=127.0.0.1:{pushes}"]
+        pushgateway = ["prometheus-pushgateway", "--persistence.file=", f"--web.listen-address=127.0.0.1:{pushes}"]
         stack.enter_context(started(pushgateway, folder / "pushgateway.log", f"{found.pushgateway}/-/ready"))
         alertmanager = [
             "prometheus-alertmanager",

@@ -5,7 +5,6 @@ Times in the rules are shortened, so that what takes minutes in service takes se
 
 from __future__ import annotations
 
-import re
 import subprocess
 import threading
 import time
@@ -18,8 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from deploy.grafana.panels import DASHBOARDS
-from tests.monitoring import DEPLOY, Monitoring, monitoring
+from tests.monitoring import Monitoring, monitoring, wait_for_data
 from tests.support import DIGITS, alive, command, dtrain, events_of, has_stepped, members_of, wait_until
 
 CONFIG = {
@@ -147,22 +145,8 @@ def slowed(process: psutil.Process) -> Iterator[None]:
         thread.join()
 
 
-def empty(watched: Monitoring) -> list[str]:
-    """The queries of the panels, and the recorded rules, that have no data now."""
-    values = {"$name": ".*", "$run": ".*", "$__rate_interval": "5s"}
-    panels = [panel for board in DASHBOARDS for _, panels in board.rows for panel in panels]
-    exprs = [re.sub(r"\$\w+", lambda found: values[found[0]], query.expr) for p in panels for query in p.queries]
-    rules = yaml.safe_load((DEPLOY / "prometheus/rules/dtrain.yml").read_text())["groups"][0]["rules"]
-    exprs += [rule["record"] for rule in rules if "record" in rule]
-    assert len(exprs) > 40
-    return [expr for expr in exprs if not watched.query(expr)]
-
-
 def test_every_panel_and_every_recorded_rule_has_data(watched: Monitoring, steady: Run, astray: Run) -> None:
-    deadline = time.monotonic() + 30
-    while missing := empty(watched):
-        assert time.monotonic() < deadline, missing
-        time.sleep(0.5)
+    wait_for_data(watched.prometheus)
     assert not {alert for alert, run in watched.alerts() if run == steady.name}
 
 
