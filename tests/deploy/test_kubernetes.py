@@ -53,7 +53,6 @@ SPECS = {
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
         backoffLimit=NUMBER,
         shutdownAfterJobFinishes={"type": "boolean"},
-        ttlSecondsAfterFinished=NUMBER,
         entrypoint=TEXT,
         rayClusterSpec=CLUSTER,
     ),
@@ -72,6 +71,7 @@ SPECS = {
     ),
     "monitoring.coreos.com/v1 PodMonitor": keys(
         "selector podMetricsEndpoints",
+        jobLabel=TEXT,
         selector=keys("", matchLabels={"type": "object", "additionalProperties": TEXT}),
         podMetricsEndpoints={
             "type": "array",
@@ -80,6 +80,15 @@ SPECS = {
                 port=TEXT,
                 path={"type": "string", "pattern": "^/"},
                 interval={"type": "string", "pattern": r"^\d+s$"},
+                relabelings={
+                    "type": "array",
+                    "items": keys(
+                        "sourceLabels action",
+                        sourceLabels={"type": "array", "items": TEXT},
+                        regex=TEXT,
+                        action={"enum": ["keep", "drop", "replace", "labelmap", "labeldrop", "labelkeep"]},
+                    ),
+                },
                 authorization=keys("credentials", type=TEXT, credentials=keys("name key", name=TEXT, key=TEXT)),
             ),
         },

@@ -54,27 +54,25 @@ def test_every_alert_fires_where_it_should_and_nowhere_else() -> None:
         assert {bool(case["exp_alerts"]) for case in cases if case["alertname"] == alert} == {True, False}, alert
 
 
-@pytest.mark.parametrize("alert", ALERTS)
-def test_the_tests_of_the_rules_notice_an_alert_that_never_fires(alert: str, tmp_path: Path) -> None:
+def test_the_tests_of_the_rules_notice_alerts_that_never_fire(tmp_path: Path) -> None:
     document = yaml.safe_load(RULES.read_text())
     for rule in document["groups"][0]["rules"]:
-        if rule.get("alert") == alert:
+        if "alert" in rule:
             rule["expr"] = f"({rule['expr']}) and on () vector(1) > 1"
     (tmp_path / "rules").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "rules/dtrain.yml").write_text(yaml.safe_dump(document))
     shutil.copy(TESTS, tmp_path / "tests")
-    done = subprocess.run(
-        ["promtool", "test", "rules", tmp_path / "tests/dtrain.yml"], capture_output=True, check=False
-    )
+    command = ["promtool", "test", "rules", tmp_path / "tests/dtrain.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"alertname: {alert}".encode() in done.stderr
+    assert set(re.findall(r"alertname: (\w+)", done.stderr)) == set(ALERTS)
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.get("alert", rule.get("record")))
 def test_rules_are_about_metrics_that_there_are(rule: dict[str, Any]) -> None:
     names = set(re.findall(r"\bdtrain_\w+", re.sub(r"\b\w+:\w+(:\w+)?", "", rule["expr"])))
-    assert names <= BY_NAME.keys()
+    assert names - {"dtrain_run"} <= BY_NAME.keys()  # but for the label
     recorded = set(re.findall(r"\b\w+:\w+(?::\w+)?", rule["expr"]))
     assert recorded <= {other.get("record") for other in ALL_RULES}
 
