@@ -87,7 +87,8 @@ class Stack:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "DTRAIN_"))}
         path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         mapped = {key: self.local(value, service) for key, value in own.items()}
-        return {**inherited, **mapped, "PATH": path, "PYTHONPATH": str(ROOT)}
+        home = "/proc/nobody"  # it cannot be written, as in the container
+        return {**inherited, **mapped, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": home}
 
     def command(self, service: str) -> list[str]:
         words = COMPOSE["services"][service]["command"]
