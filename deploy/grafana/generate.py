@@ -24,7 +24,13 @@ from grafana_foundation_sdk.models.common import (
     StackingMode,
     TooltipDisplayMode,
 )
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataTransformerConfig,
+    VariableOption,
+    VariableRefresh,
+)
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from deploy.grafana.panels import DASHBOARDS, RUNS, Dashboard, Panel
@@ -58,6 +64,13 @@ def build(board: Dashboard) -> str:
         .time("now-30m", "now")
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
+        .link(
+            dashboard.DashboardLink("dtrain")
+            .type(DashboardLinkType.DASHBOARDS)
+            .tags(["dtrain"])
+            .icon("dashboard")
+            .keep_time(True)
+        )
         .with_variable(_variable("name", "Job", "label_values(dtrain_job_info, name)"))
         .with_variable(_variable("run", "Run", 'label_values(dtrain_job_info{name=~"$name"}, run)'))
     )
@@ -79,6 +92,7 @@ def _variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
         .multi(True)
         .include_all(True)
         .all_value(".*")
+        .current(VariableOption(selected=True, text="All", value="$__all"))
     )
 
 
@@ -105,7 +119,8 @@ def _stat(panel: Panel) -> Any:
 
 
 def _table(panel: Panel) -> Any:
-    return table.Panel().height(6)
+    hidden = {"excludeByName": dict.fromkeys(("Time", "Value", "__name__", "job", "dtrain_job", "dtrain_run"), True)}
+    return table.Panel().height(6).with_transformation(DataTransformerConfig(id_val="organize", options=hidden))
 
 
 def _lines(panel: Panel) -> Any:
