@@ -62,7 +62,7 @@ def answers(url: str) -> bool:
 def gateway(ended: None) -> str:
     """A Pushgateway."""
     url = f"127.0.0.1:{free_port()}"
-    popen(["prometheus-pushgateway", f"--web.listen-address={url}"])
+    popen(["prometheus-pushgateway", "--persistence.file=", f"--web.listen-address={url}"])
     wait_until(lambda: answers(f"http://{url}/-/ready"))
     return f"http://{url}"
 
