@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import doctest
+import importlib
 import inspect
 import io
 import json
@@ -24,7 +25,7 @@ from dtrain import errors
 from dtrain.comm.memory import Dimensions, RunMemory
 from dtrain.commands import app
 from dtrain.data.catalog import SOURCES
-from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
+from dtrain.graph.operators import FUNCTIONS, METHODS, REDUCTIONS, SPECIAL, UFUNCS
 from dtrain.jobs.backend import LocalBackend
 from dtrain.jobs.build import build
 from dtrain.jobs.document import parse_yaml
@@ -177,6 +178,22 @@ def test_covered_functions_are_those_of_the_tables() -> None:
 def test_covered_methods_are_those_of_the_table() -> None:
     listed = re.findall(r"`\.(\w+)`", section(text_of("models.md"), "Covered functions"))
     assert sorted(listed) == sorted(set(METHODS) - {"getitem", "setitem"})
+
+
+def test_covered_functions_of_scipy_are_those_of_the_tables() -> None:
+    importlib.import_module("dtrain.graph.ops.special")  # fills SPECIAL
+    text = section(text_of("models.md"), "Covered functions")
+    ufuncs, _, modules = text.partition("**scipy.special**")[2].partition("**dtrain.scipy**")
+    listed = re.findall(r"`(\w+)`", ufuncs)
+    aliases = {"digamma": "psi", "jn": "jv"}
+    assert [name for name in aliases if name in listed] == list(aliases)
+    assert sorted(set(listed) - set(aliases)) == sorted(u.__name__.lstrip("_") for u in SPECIAL)
+    rows = dict(re.findall(r"^\| `dtrain\.scipy\.(\w+)` \| (.*) \|$", modules, re.M))
+    assert sorted(rows) == sorted(dtrain.scipy.__all__)
+    methods = {"pdf", "logpdf", "cdf", "sf", "logcdf", "logsf", "pmf", "logpmf", "entropy"}
+    for name, cell in rows.items():
+        module = importlib.import_module(f"dtrain.scipy.{name}")
+        assert sorted(set(re.findall(r"`(\w+)`", cell)) - methods) == sorted(module.__all__)
 
 
 def test_functions_beside_numpy_exist() -> None:
