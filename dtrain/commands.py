@@ -16,10 +16,11 @@ from dtrain.errors import InputError
 from dtrain.jobs.backend import worker_count
 from dtrain.jobs.build import build
 from dtrain.jobs.job import Job, Jobs, show_jobs
+from dtrain.jobs.page import check_page, live_page, serve_page
 from dtrain.jobs.run import check_resumable, resume_job, run_job
 from dtrain.jobs.run_directory import RunDirectory, fresh_id, runs_root
 from dtrain.jobs.runs import find_run
-from dtrain.jobs.spec import json_schema, load_spec
+from dtrain.jobs.spec import JobSpec, json_schema, load_spec
 from dtrain.jobs.start import started
 from dtrain.monitor.progress import final_summary
 
@@ -48,6 +49,7 @@ WAIT = typer.Option("--wait/--no-wait", help="Follow the log to the end of the j
 SPEC = typer.Argument(help="The job: a YAML or TOML file.")
 ID = typer.Argument(metavar="ID", help="The job: NAME/ID, ID alone, or the path of its run directory.")
 QUIET = typer.Option("--quiet", "-q", help="No progress display.")
+UI = typer.Option("--ui", help="Serve the live page of the run on 127.0.0.1 while it lasts, and print its link.")
 
 
 @app.command()
@@ -61,15 +63,17 @@ def run(
     address: Annotated[str | None, CLUSTER] = None,
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
+    ui: Annotated[bool, UI] = False,
 ) -> None:
     """Train a job: on this machine, on the ranks of mpirun, or on a Ray cluster."""
     count = _workers(workers)
     if backend == "ray":
         job = load_spec(spec, overrides or [])
         program = build(job)
-        directory = RunDirectory.create(job.name, path=run_dir)
-        directory.write_job(job)
-        _finish(_ray(address, quiet).run(job, program, directory.path, count), as_json)
+        job, directory = _prepared(job, program.steps, run_dir, ui)
+        with live_page(directory, ui, _say):
+            result = _ray(address, quiet).run(job, program, directory.path, count)
+        _finish(result, as_json)
         return
     with started(context.obj, backend, count) as where:
         if where is None:
@@ -77,9 +81,10 @@ def run(
         job = load_spec(spec, overrides or [])
         program = build(job)
         chosen = where(job)
-        directory = RunDirectory.create(job.name, path=run_dir)
-        directory.write_job(job)
-        _finish(run_job(job, program, directory, chosen, is_quiet=quiet, on_start=_say), as_json)
+        job, directory = _prepared(job, program.steps, run_dir, ui)
+        with live_page(directory, ui, _say):
+            result = run_job(job, program, directory, chosen, is_quiet=quiet, on_start=_say)
+        _finish(result, as_json)
 
 
 @app.command()
@@ -93,6 +98,7 @@ def resume(
     address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
+    ui: Annotated[bool, UI] = False,
 ) -> None:
     """Go on with a run from its newest valid checkpoint, with any number of workers."""
     count = _workers(workers)
@@ -100,14 +106,37 @@ def resume(
         directory = find_run(job_id)
         check_resumable(directory)
         job = directory.read_job()
-        _finish(_ray(address, quiet).run(job, build(job), directory.path, count, is_resumed=True), as_json)
+        with live_page(directory, ui, _say):
+            result = _ray(address, quiet).run(job, build(job), directory.path, count, is_resumed=True)
+        _finish(result, as_json)
         return
     if detach or wait or address not in (None, "local"):
         _follow_up(jobs := _jobs(address, job_id), jobs.resume(job_id, count), wait, as_json, address)
         return
     with started(context.obj, backend, count) as where:
         if where is not None:
-            _finish(resume_job(find_run(job_id).path, where, is_quiet=quiet, on_start=_say), as_json)
+            directory = find_run(job_id)
+            check_resumable(directory)
+            with live_page(directory, ui, _say):
+                result = resume_job(directory.path, where, is_quiet=quiet, on_start=_say)
+            _finish(result, as_json)
+
+
+@app.command("ui")
+def show_ui(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; all below runs/ if none.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="A port of 127.0.0.1; 0 for any free one.")] = None,
+) -> None:
+    """Serve a page that shows and compares runs, also while they last."""
+    serve_page(runs or [], port, _say)
+
+
+@app.command()
+def report(job_id: Annotated[str, ID]) -> None:
+    """Make report.html of a run again."""
+    from dtrain.jobs.reporting import write_report
+
+    print(write_report(find_run(job_id)))
 
 
 @app.command()
@@ -349,6 +378,16 @@ def _jobs(address: str | None, job_id: str | None = None) -> Jobs:
     from dtrain.jobs.ray_jobs import RayJobs
 
     return RayJobs(address)
+
+
+def _prepared(job: JobSpec, steps: int, run_dir: str | None, is_watched: bool) -> tuple[JobSpec, RunDirectory]:
+    """The directory of a run that is to begin, with the job; a run that is watched is looked into a few times."""
+    if is_watched:
+        check_page()
+        job = job.looked_into(steps)
+    directory = RunDirectory.create(job.name, path=run_dir)
+    directory.write_job(job)
+    return job, directory
 
 
 def _ray(address: str | None, is_quiet: bool) -> Any:

@@ -275,6 +275,9 @@ class MonitorSpec(_Section):
         return self
 
 
+_STEPS_OF_A_LOOK = 50  # at least between two looks that the job has not asked for: they cost some steps' time
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Where the user's model is: in ``file`` (absolute) or in ``module``; ``attribute`` is what follows the colon."""
@@ -358,6 +361,13 @@ class JobSpec(_Section):
     def to_yaml(self) -> str:
         """Return the whole spec as YAML, defaults written out, so that later defaults cannot change it."""
         return dump_yaml(self.model_dump(mode="json"))
+
+    def looked_into(self, steps: int) -> JobSpec:
+        """Return the job with looks into its run of so many steps, about ten, if it asks for none itself."""
+        if self.introspect.every is not None:
+            return self
+        every = Every(max(_STEPS_OF_A_LOOK, -(-steps // 10)), "steps")
+        return self.model_copy(update={"introspect": IntrospectSpec(every=every)})
 
     def digest(self) -> str:
         """Return the SHA-256, in hex, of the canonical JSON of what determines the result.

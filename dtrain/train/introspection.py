@@ -13,6 +13,7 @@ import numpy as np
 from dtrain.comm.layout import Layout
 from dtrain.errors import InputError
 from dtrain.graph import Graph, Tensor, backward, flatten, step_context, unflatten
+from dtrain.graph.drawing.figures import described
 from dtrain.graph.inspection import inspect_graph, norm, summary
 from dtrain.graph.tensor import recording
 from dtrain.optim.clipping import scale
@@ -20,10 +21,12 @@ from dtrain.train.program import Program
 from dtrain.train.shard import Batch, called, summed
 from dtrain.train.state import Tensors
 
+_MOST_BYTES = 1 << 28  # of gradients of shards
 
-def shard_graph(program: Program, parameters: Any, step: int = 0, *, mean: bool = False) -> Graph:
-    """Record the loss of the first shard of a step as the user's function returns it, or its mean; with its values."""
-    indices = program.sampler().indices(step, 0)
+
+def shard_graph(program: Program, parameters: Any, step: int = 0, shard: int = 0, *, mean: bool = False) -> Graph:
+    """Record the loss of a shard of a step as the user's function returns it, or its mean; with its values."""
+    indices = program.sampler().indices(step, shard)
     batch = Batch(program.train, len(indices), program.dtype)
     batch.fill(indices)
     leaves, structure = flatten(parameters)
@@ -31,7 +34,7 @@ def shard_graph(program: Program, parameters: Any, step: int = 0, *, mean: bool 
     graph = Graph()
     inputs = [graph.input(np.asarray(a, program.dtype), n) for n, a in zip(names, leaves, strict=True)]
     samples = {k: graph.input(a, f"batch.{k}") for k, a in batch.arrays.items()}
-    with step_context(program.seed, step, 0, training=True) as context, recording(graph):
+    with step_context(program.seed, step, shard, training=True) as context, recording(graph):
         context.reports = []
         loss = called("loss", program.loss, unflatten(structure, inputs), samples)
         if not isinstance(loss, Tensor):
@@ -52,9 +55,11 @@ def introspect(program: Program, tensors: Tensors, step: int) -> dict[str, Any]:
         graph = shard_graph(program, unflatten(flatten(initial)[1], values), step, mean=True)
         inputs = graph.inputs[: len(values)]
         layers = inspect_graph(graph)
+        picture = described(graph)
         with recording(graph):
             gradients = [np.asarray(g.value) for g in backward(graph.outputs, None, inputs)]
         moved = _updates(program, layout, tensors, gradients, step)
+        shards = _shares(program, layout, unflatten(flatten(initial)[1], values), step)
     parameters = []
     for index, (name, value) in enumerate(tensors["parameters"].items()):
         if index not in layout.momenta:
@@ -74,7 +79,37 @@ def introspect(program: Program, tensors: Tensors, step: int) -> dict[str, Any]:
         "loss": float(np.asarray(graph.outputs[0].value)),
         "parameters": parameters,
         "layers": [entry for entry in layers if entry["name"] not in names],
+        "shards": shards,
+        **picture,
     }
+
+
+def _shares(program: Program, layout: Layout, parameters: Any, step: int) -> dict[str, list[float]]:
+    """What each shard adds to the gradient of each parameter over the whole batch: the part of it along that gradient,
+    so that the shares of a parameter add up to 1. None for a gradient that is zero or not finite, nor where the
+    gradients of all shards would take more than 256 MB."""
+    learnt = [i for i in range(len(layout.names)) if i not in layout.momenta]
+    if program.shards * layout.size * program.dtype.itemsize > _MOST_BYTES:
+        return {}
+    sampler = program.sampler()
+    by_shard: list[list[np.ndarray]] = []
+    for shard in range(program.shards):
+        samples = len(sampler.indices(step, shard))
+        if samples == 0:
+            continue
+        graph = shard_graph(program, parameters, step, shard)
+        with recording(graph):
+            loss = summed(graph.outputs[0], samples)
+            by_shard.append([np.asarray(g.value) for g in backward([loss], None, [graph.inputs[i] for i in learnt])])
+    shares = {}
+    for place, i in enumerate(learnt):
+        parts = [found[place] for found in by_shard]
+        total = sum(parts[1:], parts[0].astype(np.float64))
+        length = float(np.vdot(total, total))
+        if math.isfinite(length) and length > 0:
+            found = [float(np.vdot(part.astype(np.float64), total)) / length for part in parts]
+            shares[layout.names[i]] = found + [0.0] * (program.shards - len(parts))
+    return shares
 
 
 def _updates(

@@ -41,21 +41,30 @@ class Box:
 
 @dataclass
 class Edge:
-    """From box to box, by number; the texts above and below it."""
+    """From box to box, by number; the texts above and below it.
+
+    ``values`` are the arrays that go along it, ``gradients`` those that come back, one of each source that has one.
+    """
 
     source: int
     target: int
     value: str
     gradient: str
+    values: list[Any] = field(default_factory=list, repr=False)
+    gradients: list[Any] = field(default_factory=list, repr=False)
+    is_finite: bool = True
 
 
 @dataclass
 class Picture:
-    """The boxes in topological order, and the edges."""
+    """The boxes in topological order, and the edges; ``members`` are the nodes of each box, by its number, and
+    ``gradients`` the gradient by each use (node, place)."""
 
     title: str
     boxes: list[Box] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
+    members: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
+    gradients: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
 
 
 def figure(array: Any) -> str:
@@ -94,27 +103,35 @@ def picture_of(graph: Graph, title: str, max_nodes: int) -> Picture:
             key = pair if is_collapsed else (*pair, len(merged))
             merged.setdefault(key, []).append((source, use))
     for (start, end, *_), found in merged.items():
-        picture.edges.append(Edge(start, end, *_texts(found, gradients)))
+        picture.edges.append(_edge(start, end, found, gradients))
+    picture.members = groups
+    picture.gradients = {place: gradients[use.index].value for place, use in uses.items() if use.index in gradients}
     for number, output in enumerate(graph.outputs):
         if output.index in box_of:
             picture.boxes.append(Box("out" if len(graph.outputs) == 1 else f"out {number}", "output", "output"))
             seed = np.ones(output.shape) if output.dtype.kind == "f" else None
             text = "" if seed is None else figure(seed)
-            picture.edges.append(Edge(box_of[output.index], len(picture.boxes) - 1, figure(output.value), text))
+            arrays = [output.value], [] if seed is None else [seed]
+            edge = Edge(box_of[output.index], len(picture.boxes) - 1, figure(output.value), text, *arrays)
+            picture.edges.append(edge)
     return picture
 
 
-def _texts(uses: list[tuple[Tensor, Tensor | None]], gradients: dict[int, Tensor]) -> tuple[str, str]:
-    """The texts of the edge that stands for these uses: of one array its value and the sum of its gradients."""
+def _edge(start: int, end: int, uses: list[tuple[Tensor, Tensor | None]], gradients: dict[int, Tensor]) -> Edge:
+    """The edge that stands for these uses: of one array its value and the sum of its gradients by these uses."""
     sources = {source.index: source for source, _ in uses}
+    found: dict[int, dict[int, Any]] = {}  # of each source: the gradient by each node that stands for a use
+    for source, use in uses:
+        if use is not None and use.index in gradients:
+            found.setdefault(source.index, {})[use.index] = np.asarray(gradients[use.index].value)
+    sums = [sum(list(parts.values())[1:], next(iter(parts.values()))) for parts in found.values()]
+    values = [source.value for source in sources.values()]
     if len(sources) > 1:
-        return f"{len(sources)} arrays", ""
+        return Edge(start, end, f"{len(sources)} arrays", "", values, sums)
     (source,) = sources.values()
     if isinstance(source.op, Packed):
-        return "", ""  # several results in one block of bytes: each is shown behind its own box
-    found = dict.fromkeys(use.index for _, use in uses if use is not None and use.index in gradients)
-    parts = [np.asarray(gradients[index].value) for index in found]
-    return figure(source.value), figure(sum(parts[1:], parts[0])) if parts else ""
+        return Edge(start, end, "", "")  # several results in one block of bytes: each is shown behind its own box
+    return Edge(start, end, figure(source.value), figure(sums[0]) if sums else "", values, sums)
 
 
 def _is_folded(node: Tensor) -> bool:

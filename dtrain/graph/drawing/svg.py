@@ -14,7 +14,8 @@ svg { background: #ffffff; font: 13px ui-sans-serif, system-ui, "DejaVu Sans", s
 .output .box { fill: #fff7ed; stroke: #b45309; } .label { fill: #1c1917; text-anchor: middle; }
 .edge { fill: none; stroke: #78716c; stroke-width: 1.3; }
 .value, .gradient { font-size: 12px; text-anchor: middle; paint-order: stroke; stroke: #ffffff; stroke-width: 4px; }
-.value { fill: #15803d; } .gradient { fill: #c81e1e; } .title { fill: #1c1917; font-size: 15px; font-weight: 600; }
+.value { fill: #15803d; } .gradient { fill: #c81e1e; }
+.title { fill: #1c1917; font-size: 15px; font-weight: 600; }
 .note { fill: #57534e; font-size: 12px; } .arrow { fill: #78716c; }
 @media (prefers-color-scheme: dark) {
 svg { background: #16181d; } .box { fill: #262c44; stroke: #8e9be0; } .input .box { fill: #292524; stroke: #a8a29e; }
@@ -27,19 +28,19 @@ _HALF = 17.0  # of a box's height
 Rectangle = tuple[float, float, float, float]
 
 
-def render(picture: Picture, layout: Layout) -> str:
-    """Return the SVG document."""
+def render(picture: Picture, layout: Layout, *, style: str = _STYLE) -> str:
+    """Return the SVG document. A page that it becomes a part of has the ``style`` itself, and gives the empty one."""
     width, height = max(layout.width, 560.0), layout.height
     about = (
         f"A graph of {len(picture.boxes)} boxes and {len(picture.edges)} edges. Above each edge is the value (green), "
         "below it the gradient (red)."
     )
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" role="img" aria-labelledby="title desc">',
         f'<title id="title">{escape(picture.title)}</title>',
         f'<desc id="desc">{escape(about)}</desc>',
-        f"<style>{_STYLE}</style>",
+        *([f"<style>{style}</style>"] if style else []),
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path class="arrow" d="M0 0 8 4 0 8z"/></marker></defs>',
         f'<text class="title" x="24" y="28">{escape(picture.title)}</text>',
@@ -55,23 +56,24 @@ def render(picture: Picture, layout: Layout) -> str:
         bend = (repeated // 2) * 42.0 * (1 if repeated % 2 else -1)
         points = _ends(path, layout.widths[edge.source], layout.widths[edge.target])
         curve, choices = _curve(points, bend)
-        lines.append(f'<path class="edge" d="{curve}" marker-end="url(#arrow)"/>')
+        broken = "" if edge.is_finite else " not-finite"
+        lines.append(f'<path class="edge{broken}" data-edge="{number}" d="{curve}" marker-end="url(#arrow)"/>')
         half = max(len(edge.value), len(edge.gradient)) * 3.4 + 2
         x, y = _free(choices, half, taken)
         taken.append((x - half, y - 16, x + half, y + 16))
         names = f'data-edge="{number}" x="{x:.1f}"'
-        texts.append(f'<text class="value" {names} y="{y - 5:.1f}">{escape(edge.value)}</text>')
+        texts.append(f'<text class="value{broken}" {names} y="{y - 5:.1f}">{escape(edge.value)}</text>')
         if edge.gradient:
-            texts.append(f'<text class="gradient" {names} y="{y + 14:.1f}">{escape(edge.gradient)}</text>')
+            texts.append(f'<text class="gradient{broken}" {names} y="{y + 14:.1f}">{escape(edge.gradient)}</text>')
     for number, box in enumerate(picture.boxes):
-        lines.append(_box(box, *layout.centres[number], layout.widths[number]))
+        lines.append(_box(number, box, *layout.centres[number], layout.widths[number]))
     return "\n".join([*lines, *texts, "</svg>"]) + "\n"
 
 
-def _box(box: Box, x: float, y: float, width: float) -> str:
+def _box(number: int, box: Box, x: float, y: float, width: float) -> str:
     radius = 4.0 if box.kind == "input" else _HALF
     return (
-        f'<g class="{box.kind}"><title>{escape(box.detail)}</title><rect class="box" x="{x - width / 2:.1f}" '
+        f'<g class="{box.kind}" data-box="{number}"><title>{escape(box.detail)}</title><rect class="box" x="{x - width / 2:.1f}" '
         f'y="{y - _HALF:.1f}" width="{width:.1f}" height="{2 * _HALF:.0f}" rx="{radius:.0f}"/>'
         f'<text class="label" x="{x:.1f}" y="{y + 4.5:.1f}">{escape(box.label)}</text></g>'
     )
