@@ -170,5 +170,7 @@ _LISTED = ("status", "step", "steps", "loss", "started")
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}" if prefix else str(key), inner)]
+        return [
+            pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+        ]
     return [(prefix, str(value) if isinstance(value, list) else value)]

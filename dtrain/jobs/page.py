@@ -24,8 +24,6 @@ from pathlib import Path
 from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.run_directory import RunDirectory, runs_root, write_atomically
 
-_NAME = "page.json"
-
 
 def check_page() -> None:
     """Raise InputError if what the page needs is not installed."""
@@ -42,7 +40,7 @@ def serve_page(names: Sequence[str], port: int | None, say: Callable[[str], None
     check_page()
     dashboard = Dashboard(names)
     root = runs_root()
-    listening, token = _listen(root / _NAME if root.is_dir() else None, port)
+    listening, token = _listen(root / "page.json" if root.is_dir() else None, port)
     with PageServer(dashboard, listening, token) as server:
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -61,7 +59,7 @@ def live_page(directory: RunDirectory, is_wanted: bool, say: Callable[[str], Non
         yield
         return
     check_page()
-    listening, token = _listen(directory.path / _NAME, None)
+    listening, token = _listen(directory.page_file, None)
     with listening:
         process = subprocess.Popen(
             [sys.executable, "-m", "dtrain.jobs.page", str(directory.path), str(listening.fileno())],
@@ -88,7 +86,7 @@ def live_page(directory: RunDirectory, is_wanted: bool, say: Callable[[str], Non
 
 
 def _listen(file: Path | None, port: int | None) -> tuple[socket.socket, str]:
-    """A socket and a token: those that ``file`` remembers if they are still to be had, and if no other port is wanted."""
+    """A socket and a token: those that ``file`` remembers, if they are to be had and no other port is wanted."""
     known_port, token = _remembered(file)
     if port is not None and port != known_port:
         known_port, token = port, _fresh_token()
@@ -97,7 +95,7 @@ def _listen(file: Path | None, port: int | None) -> tuple[socket.socket, str]:
     except OSError as error:
         if port:
             reason = os.strerror(error.errno or 0)
-            raise InputError(f"--port {port}: cannot be used: {reason}; choose another, or 0 for any free one") from None
+            raise InputError(f"--port {port}: cannot be used: {reason}; choose another, or 0 for any") from None
         return _bound(0), _fresh_token()  # another page has it, whose file this is
     if file is not None:
         with contextlib.suppress(DtrainError):  # it then is another link the next time

@@ -22,9 +22,13 @@ from dtrain.jobs.spec import JobSpec
 from dtrain.jobs.watcher import Watcher
 from dtrain.monitor.tensorboard import check_installed
 from dtrain.train.checkpoint import CheckpointStore
+from dtrain.train.introspection import picture_of_loss
 from dtrain.train.numerics import describe, numerics_class
 from dtrain.train.program import Program
 from dtrain.train.service import Outcome, RunSettings, Service
+
+_CHEAP_STEP_SECONDS, _MANY_STEPS = 0.02, 200
+"""The graph is recorded for the report where that takes a small part of the run, or no time at all."""
 
 
 def run_job(
@@ -93,7 +97,27 @@ def run_job(
             directory.write_result(result)
         except DtrainError as error:  # the fingerprint shall not be lost with it
             result |= {"status": "failed", "error": result["error"] or str(error), "exit_code": error.exit_code}
+        _report(directory, result, program, outcome, on_start)
         return result
+
+
+def _report(
+    directory: RunDirectory,
+    result: dict[str, Any],
+    program: Program,
+    outcome: Outcome,
+    warn: Callable[[str], None],
+) -> None:
+    """Write report.html. Whatever goes wrong there is a warning: the run is what it is."""
+    from dtrain.jobs.reporting import write_report
+
+    try:
+        has_looks = directory.introspection_file.exists()
+        is_cheap = outcome.seconds < _CHEAP_STEP_SECONDS * outcome.step or outcome.step >= _MANY_STEPS
+        picture = None if has_looks or not is_cheap else picture_of_loss(program, outcome.parameters, outcome.step)
+        write_report(directory, result, picture)
+    except Exception as error:
+        warn(f"warning: no report.html: {error}")
 
 
 def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:

@@ -10,6 +10,8 @@
     events.jsonl    a line per thing that happened
     checkpoints/    what a resumed run starts from
     result.json     how the run ended
+    report.html     the run on one page, written at its end
+    page.json       where its live page is served, if it was, readable by its owner only
     endpoint.json   where its figures are served while it runs, readable by its owner only
     tensorboard/    TensorBoard's event files, if the job asks for them
     log.txt         what a detached run says
@@ -150,6 +152,16 @@ class RunDirectory:
     def result_file(self) -> Path:
         """Written by ``write_result``."""
         return self.path / "result.json"
+
+    @property
+    def report_file(self) -> Path:
+        """Written by ``reporting.write_report``."""
+        return self.path / "report.html"
+
+    @property
+    def page_file(self) -> Path:
+        """Port and token of the live page, for ``page.py``."""
+        return self.path / "page.json"
 
     @property
     def endpoint_file(self) -> Path:

@@ -8,6 +8,7 @@ however long the run is; every value in it is one of the file's, and each extrem
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
 from bisect import bisect_right
@@ -210,7 +211,7 @@ class History:
         count = len(seconds.lines) - start
         marks = np.linspace(start - 1, start - 1 + count, min(most, count) + 1).astype(np.int64).tolist()
         result: dict[str, list[Any]] = {"step": [], "samples": [], "steps": []}
-        for a, b in zip(marks[:-1], marks[1:], strict=True):
+        for a, b in itertools.pairwise(marks):
             took = seconds.values[b] - (seconds.values[a] if a >= 0 else 0.0)
             if took > 0:
                 result["step"].append(seconds.steps[b])

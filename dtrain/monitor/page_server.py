@@ -1,4 +1,4 @@
-"""The HTTP server of the live page, on 127.0.0.1: the page's files, plotly's script, and the runs as JSON and as a stream.
+"""The HTTP server of the live page, on 127.0.0.1: its files, plotly's script, and the runs as JSON and as a stream.
 
 Invariants: nobody without the token is given anything, nor is a page of another origin or another host name; the number
 of clients is bounded, and none that hangs holds up another. It reads runs through `Runs`, and changes nothing.
@@ -9,8 +9,8 @@ of clients is bounded, and none that hangs holds up another. It reads runs throu
     /runs                      how each run stands
     /run?run=ID                all that is shown of a run
     /look?run=ID&number=N      one look into it, with the picture of its graph
-    /stream?run=ID&run=ID      server-sent events with what is new; the id of an event is the bytes of each metrics.jsonl
-                               that were told, so that a client that comes back goes on there
+    /stream?run=ID&run=ID      server-sent events with what is new; the id of an event is the bytes of each
+                               metrics.jsonl that were told, so that a client that comes back goes on there
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.streams.release()
 
     def _follow(self, runs: list[tuple[str, Run]], at: list[int]) -> None:
-        """Tell what is new until the client goes away, or the server stops: then once more, and that this is the end."""
+        """Tell what is new until the client goes away, or the server stops: then once more, and that this is all."""
         seen: list[Any] = [None] * len(runs)
         quiet = 0
         while True:
@@ -249,4 +249,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a log would hold the token."""
-

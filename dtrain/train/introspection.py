@@ -43,6 +43,12 @@ def shard_graph(program: Program, parameters: Any, step: int = 0, shard: int = 0
     return graph
 
 
+def picture_of_loss(program: Program, parameters: Any, step: int) -> dict[str, Any]:
+    """Describe the graph of the mean loss of the first shard of a step, as `described` does, with the `step`."""
+    with np.errstate(all="ignore"):
+        return {"step": step, **described(shard_graph(program, parameters, step, mean=True))}
+
+
 def introspect(program: Program, tensors: Tensors, step: int) -> dict[str, Any]:
     """Describe the step that would come next if the first shard were the whole batch: plain values.
 

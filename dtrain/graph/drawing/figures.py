@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from dtrain.graph.drawing.layout import arrange
-from dtrain.graph.drawing.picture import Box, Edge, Picture, picture_of
+from dtrain.graph.drawing.picture import NOT_FINITE, Box, Edge, Picture, picture_of
 from dtrain.graph.drawing.svg import render
 from dtrain.graph.inspection import summary
 from dtrain.graph.tensor import Graph
 
-MOST_BOXES = 60
+MOST_BOXES = 24
 _MOST_ORIGINS = 20
 _WIDEST = "‖0.000e+00‖"  # room for any figure: the picture does not move from one state to the next
 
@@ -50,7 +50,6 @@ def drawn(picture: Mapping[str, Any], title: str) -> str:
     layout = arrange(Picture(title, boxes, edges))
     for edge, figure in zip(edges, picture["edges"], strict=True):
         edge.value, edge.gradient = _text(figure["value"]), _text(figure["gradient"])
-        edge.is_finite = "not finite" not in edge.value + edge.gradient
     for origin in picture["origins"]:
         boxes[origin["box"]].kind = "operation origin"
     return render(Picture(title, boxes, edges), layout, style="")
@@ -67,12 +66,12 @@ def _origins(picture: Picture) -> Iterator[dict[str, Any]]:
         if not all(_is_finite(i.value) for i in node.inputs):
             continue
         name = node.name if node.op is None else node.op.name
-        place = {"op": name, "line": node.location, "scope": node.scope, "box": box}
+        where = {"op": name, "line": node.location, "scope": node.scope, "box": box}
         parts = [picture.gradients.get((node.index, i)) for i in range(len(node.inputs))]
         if not _is_finite(node.value):
-            yield {"what": "value", **place}
+            yield {"what": "value", **where}
         elif back.get(node.index, True) and not all(map(_is_finite, parts)):
-            yield {"what": "gradient", **place}
+            yield {"what": "gradient", **where}
 
 
 def _is_finite(array: Any) -> bool:
@@ -88,5 +87,5 @@ def _text(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return ""
     if figure["not_finite"]:
-        return f"{figure['not_finite']} not finite"
+        return f"{figure['not_finite']} {NOT_FINITE}"
     return f"‖{figure['norm']:.3g}‖" if "norm" in figure else ""

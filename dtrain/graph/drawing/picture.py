@@ -27,6 +27,8 @@ SYMBOLS = {
     "minimum": "min",
     "power": "^",
 }
+NOT_FINITE = "not finite"
+"""In a text of an edge: it has elements that are nan or infinite, and is drawn in red."""
 _LONGEST_PERIOD = 256  # operations of one turn of a loop, to be found
 
 
@@ -52,7 +54,6 @@ class Edge:
     gradient: str
     values: list[Any] = field(default_factory=list, repr=False)
     gradients: list[Any] = field(default_factory=list, repr=False)
-    is_finite: bool = True
 
 
 @dataclass

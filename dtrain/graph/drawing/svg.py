@@ -6,7 +6,7 @@ import itertools
 from html import escape
 
 from dtrain.graph.drawing.layout import Layout
-from dtrain.graph.drawing.picture import Box, Picture
+from dtrain.graph.drawing.picture import NOT_FINITE, Box, Picture
 
 _STYLE = """
 svg { background: #ffffff; font: 13px ui-sans-serif, system-ui, "DejaVu Sans", sans-serif; }
@@ -36,8 +36,8 @@ def render(picture: Picture, layout: Layout, *, style: str = _STYLE) -> str:
         "below it the gradient (red)."
     )
     lines = [
-        f'<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" role="img" aria-labelledby="title desc">',
+        f'<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-labelledby="title desc">',
         f'<title id="title">{escape(picture.title)}</title>',
         f'<desc id="desc">{escape(about)}</desc>',
         *([f"<style>{style}</style>"] if style else []),
@@ -56,24 +56,32 @@ def render(picture: Picture, layout: Layout, *, style: str = _STYLE) -> str:
         bend = (repeated // 2) * 42.0 * (1 if repeated % 2 else -1)
         points = _ends(path, layout.widths[edge.source], layout.widths[edge.target])
         curve, choices = _curve(points, bend)
-        broken = "" if edge.is_finite else " not-finite"
-        lines.append(f'<path class="edge{broken}" data-edge="{number}" d="{curve}" marker-end="url(#arrow)"/>')
+        lines.append(
+            f'<path class="edge{_broken(edge.value + edge.gradient)}" data-edge="{number}" d="{curve}" '
+            'marker-end="url(#arrow)"/>'
+        )
         half = max(len(edge.value), len(edge.gradient)) * 3.4 + 2
         x, y = _free(choices, half, taken)
         taken.append((x - half, y - 16, x + half, y + 16))
         names = f'data-edge="{number}" x="{x:.1f}"'
-        texts.append(f'<text class="value{broken}" {names} y="{y - 5:.1f}">{escape(edge.value)}</text>')
+        texts.append(f'<text class="value{_broken(edge.value)}" {names} y="{y - 5:.1f}">{escape(edge.value)}</text>')
         if edge.gradient:
-            texts.append(f'<text class="gradient{broken}" {names} y="{y + 14:.1f}">{escape(edge.gradient)}</text>')
+            kind = f"gradient{_broken(edge.gradient)}"
+            texts.append(f'<text class="{kind}" {names} y="{y + 14:.1f}">{escape(edge.gradient)}</text>')
     for number, box in enumerate(picture.boxes):
         lines.append(_box(number, box, *layout.centres[number], layout.widths[number]))
     return "\n".join([*lines, *texts, "</svg>"]) + "\n"
 
 
+def _broken(text: str) -> str:
+    return f" {NOT_FINITE.replace(' ', '-')}" if NOT_FINITE in text else ""
+
+
 def _box(number: int, box: Box, x: float, y: float, width: float) -> str:
     radius = 4.0 if box.kind == "input" else _HALF
     return (
-        f'<g class="{box.kind}" data-box="{number}"><title>{escape(box.detail)}</title><rect class="box" x="{x - width / 2:.1f}" '
+        f'<g class="{box.kind}" data-box="{number}"><title>{escape(box.detail)}</title>'
+        f'<rect class="box" x="{x - width / 2:.1f}" '
         f'y="{y - _HALF:.1f}" width="{width:.1f}" height="{2 * _HALF:.0f}" rx="{radius:.0f}"/>'
         f'<text class="label" x="{x:.1f}" y="{y + 4.5:.1f}">{escape(box.label)}</text></g>'
     )

@@ -25,20 +25,19 @@ const PANELS = [
   { id: "gradient", title: "Gradient norm", question: "Do gradients explode or vanish? Before clipping, over all parameters.", log: true,
     lines: (run) => series(run, "gradient_norm"), empty: "No step yet." },
   { id: "rate", title: "Learning rate", question: "What does the schedule give?",
-    lines: (run) => [...series(run, "learning_rate"),
-      ...(run.series.clip_scale?.value.some((v) => v !== 1) ? series(run, "clip_scale", "clip factor").map((l) => ({ ...l, second: true })) : [])],
-    empty: "No step yet." },
+    lines: (run) => series(run, "learning_rate"), empty: "No step yet." },
   { id: "layers", title: "Gradient norm by parameter", question: "In which layer? The brighter, the larger.", wide: true,
     draw: (run) => heat(run.tables.parameter_norms), empty: "Not taken yet." },
   { id: "ratio", title: "Update to weight", question: "How far does a step move each parameter, relative to its size? About 10⁻³ is usual.", wide: true,
     draw: (run) => heat(run.tables.update_to_weight ?? ratiosOfLooks(run)), empty: "Not taken yet; it is with dtrain run --ui." },
   { id: "throughput", title: "Throughput", question: "How fast is it?",
-    lines: (run) => [{ label: "samples/s", x: run.rates.step, y: run.rates.samples },
-      { label: "steps/s", x: run.rates.step, y: run.rates.steps, second: true }], empty: "No step yet." },
+    lines: (run) => [{ label: "samples/s", x: run.rates.step, y: run.rates.samples }], empty: "No step yet." },
   { id: "seconds", title: "Seconds of a step", question: "Are some steps slow? Peaks are kept.", log: true,
     lines: (run) => series(run, "seconds"), empty: "No step yet." },
   { id: "phases", title: "Phases of the workers", question: "Where does the time go, and which worker is slow? Lately.",
     draw: phases, empty: "Not taken yet." },
+  { id: "clip", title: "Clip factor", question: "How hard does clipping act? 1 is not at all.", optional: true,
+    lines: (run) => (run.series.clip_scale?.value.some((v) => v !== 1) ? series(run, "clip_scale", "clip factor") : []) },
   { id: "noise", title: "Gradient noise scale", question: "Would a larger batch pay? Below it, nearly in full.", log: true, optional: true,
     lines: (run) => rows(run.tables.noise, (name) => /scale/.test(name)) },
   { id: "skew", title: "Skew at the barrier", question: "By how many seconds a step is the slowest worker late?", optional: true,
@@ -141,12 +140,12 @@ function curves(panel, runs) {
   const all = runs.flatMap((run, i) => panel.lines(run).filter((line) => line.x.length).map((line, j) => ({ ...line, run, i, j })));
   if (!all.length) return null;
   const several = runs.length > 1;
-  const traces = all.map(({ label, x, y, points, second, run, i, j }) => {
+  const traces = all.map(({ label, x, y, points, run, i, j }) => {
     const number = several ? i : j;
     return {
       type: "scatter", mode: points ? (x.length < 60 ? "lines+markers" : "lines") : "lines", x, y,
-      name: several ? `${nameOf(run)} ${label}` : label, yaxis: second ? "y2" : "y",
-      line: { width: points ? 2 : 1.6, color: COLOURS[number % 8], dash: several ? DASHES[number % 8] : (second ? "dot" : "solid") },
+      name: several ? `${nameOf(run)} ${label}` : label,
+      line: { width: points ? 2 : 1.6, color: COLOURS[number % 8], dash: several ? DASHES[number % 8] : "solid" },
       marker: { symbol: SYMBOLS[number % 8], size: 6 }, hovertemplate: "step %{x}: %{y:.6g}",
     };
   });
@@ -157,11 +156,9 @@ function curves(panel, runs) {
       marker: { symbol: "x", color: "#d5202a", size: 10 }, hovertemplate: "step %{x}: not finite" });
   }
   const newest = all.map(({ label, x, y, run }) => `${several ? `${nameOf(run)} ` : ""}${label} ${short(y.at(-1))} at step ${x.at(-1)}`);
-  const two = all.some((line) => line.second);
   return {
     data: traces,
-    layout: { xaxis: { title: "step" }, hovermode: "x unified",
-      ...(two ? { yaxis2: { overlaying: "y", side: "right", showgrid: false, title: all.find((l) => l.second).label } } : {}) },
+    layout: { xaxis: { title: "step" }, hovermode: "x unified" },
     caption: `${newest.slice(0, 6).join("; ")}${bad.length ? `; not finite at ${bad.length} steps` : ""}`,
     table: [["step", "what", "value"], ...all.flatMap(({ label, x, y, run }) =>
       x.slice(several ? -3 : -8).map((step, i, last) => [step, several ? `${nameOf(run)} ${label}` : label, y[y.length - last.length + i]]))],
@@ -174,11 +171,13 @@ function layoutOf(panel, given, isLog) {
   const axis = { gridcolor: colour("--grid"), zerolinecolor: colour("--grid"), linecolor: colour("--line"), automargin: true };
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 },
-    margin: { l: 52, r: 12, t: 8, b: 40 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, uirevision: panel.id,
+    margin: { l: 52, r: 12, t: 8, b: 40 }, legend: { orientation: "h", traceorder: "normal", y: 1.02, yanchor: "bottom", x: 0 }, uirevision: panel.id,
     hoverlabel: { bgcolor: colour("--panel"), font: { color: colour("--ink") } }, showlegend: true, ...given,
   };
-  for (const key of ["xaxis", "yaxis", "yaxis2"]) if (layout[key] || key !== "yaxis2") layout[key] = { ...axis, ...layout[key] };
-  for (const key of ["xaxis", "yaxis", "yaxis2"]) if (typeof layout[key]?.title === "string") layout[key].title = { text: layout[key].title, standoff: 6 };
+  for (const key of ["xaxis", "yaxis"]) {
+    layout[key] = { ...axis, ...layout[key] };
+    if (layout[key].title) layout[key].title = { text: layout[key].title, standoff: 6 };
+  }
   if (isLog) layout.yaxis = { ...layout.yaxis, type: "log", exponentformat: "power", dtick: undefined };
   return layout;
 }

@@ -31,7 +31,12 @@ function tableOf([heads, ...lines]) {
     element("tbody", {}, ...lines.map((line) => element("tr", {}, ...line.map(cell)))));
 }
 
-const nameOf = (run) => run.id;
+// The name of a run among those that are chosen: its id alone where all are of one job.
+function nameOf(run) {
+  const job = (id) => id.slice(0, id.lastIndexOf("/") + 1);
+  return state.chosen.every((id) => job(id) === job(run.id)) ? run.id.slice(job(run.id).length) : run.id;
+}
+
 const MARKS = { running: "▶", succeeded: "✔", failed: "✖", stopped: "■", pending: "…" };
 const statusOf = (status) => element("span", { className: `status ${status}` }, `${MARKS[status] ?? ""} ${status}`);
 
@@ -169,7 +174,7 @@ function standing(run, isShort) {
   const figures = [["step", `${run.step ?? 0} of ${run.steps ?? "?"}`], ["train loss", short(run.result?.train_loss ?? run.loss)]];
   for (const [name, found] of Object.entries(run.evaluations))
     if (found.value.length) figures.push([`eval ${name}`, name === "accuracy" ? `${(100 * found.value.at(-1)).toFixed(2)} %` : short(found.value.at(-1))]);
-  if (run.rates.step.length) figures.push(["samples/s", short(Math.round(run.rates.samples.at(-1)))]);
+  if (run.rates.step.length) figures.push(["samples/s", short(Math.round(run.rates.samples.at(-1)))], ["steps/s", short(run.rates.steps.at(-1))]);
   figures.push(["workers", String(run.timeline.generations.at(-1)?.members.length ?? 0)]);
   if (run.result?.seconds !== undefined) figures.push(["seconds", short(run.result.seconds)]);
   if (run.result?.restarts) figures.push(["workers replaced", String(run.result.restarts)]);
