@@ -110,8 +110,10 @@ class PageServer(ThreadingHTTPServer):
         self.closing.set()
         self.shutdown()
         deadline = time.monotonic() + 2.0  # for a client that does not take what it is told
-        for _ in range(_MOST_CLIENTS // 2):
-            self.streams.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        ended = [
+            self.streams.acquire(timeout=max(0.0, deadline - time.monotonic())) for _ in range(_MOST_CLIENTS // 2)
+        ]
+        self.streams.release(sum(ended))
         self.server_close()
 
 
