@@ -21,6 +21,7 @@ class IntrospectionLog:
         self._file.cut(lambda line: line.get("step", 0) >= first_step)
         self._thread: threading.Thread | None = None
         self.failure: str | None = None
+        self._graph: Any = None  # the last one that was written
 
     def start(self, step: int, tensors: Any) -> None:
         """Begin to describe this state, which is this object's now; waits for the one before."""
@@ -40,6 +41,11 @@ class IntrospectionLog:
 
     def _write(self, step: int, tensors: Any) -> None:
         try:
-            self._file.append([encode(introspect(self._program, tensors, step))])
+            found = introspect(self._program, tensors, step)
+            if found["graph"] == self._graph:
+                del found["graph"]
+            else:
+                self._graph = found["graph"]
+            self._file.append([encode(found)])
         except DtrainError as error:
             self.failure = str(error)

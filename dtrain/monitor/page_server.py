@@ -110,9 +110,7 @@ class PageServer(ThreadingHTTPServer):
         self.closing.set()
         self.shutdown()
         deadline = time.monotonic() + 2.0  # for a client that does not take what it is told
-        ended = [
-            self.streams.acquire(timeout=max(0.0, deadline - time.monotonic())) for _ in range(_MOST_CLIENTS // 2)
-        ]
+        ended = [self.streams.acquire(timeout=max(0.0, deadline - time.monotonic())) for _ in range(_MOST_CLIENTS // 2)]
         self.streams.release(sum(ended))
         self.server_close()
 
@@ -200,16 +198,16 @@ class _Handler(BaseHTTPRequestHandler):
                 seen[place] = mark
                 news = run.news(at[place])
                 if news is None:  # the file is another one than the client knows
-                    self._event("again", at, {"run": name})
+                    self._send("again", at, {"run": name})
                     return
                 at[place] = news["position"]
-                self._event("news", at, {"run": name, **news})
+                self._send("news", at, {"run": name, **news})
             if is_last:
-                self._event("end", at, {})
+                self._send("end", at, {})
                 return
             self.server.closing.wait(_TICK)
 
-    def _event(self, kind: str, at: list[int], values: dict[str, Any]) -> None:
+    def _send(self, kind: str, at: list[int], values: dict[str, Any]) -> None:
         head = f"event: {kind}\nid: {','.join(map(str, at))}\ndata: ".encode()
         self.wfile.write(head + encode(values) + b"\n")
 

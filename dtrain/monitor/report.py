@@ -18,7 +18,7 @@ POINTS = 500
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
 body { max-width: 72rem; margin: auto; padding: 1rem; } h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
 .panel { margin: 0 0 1rem; } .grid .panel { margin: 0; } .scroll { max-height: none; }
 pre { overflow: auto; font-size: .85rem; }
 .plot { width: 100%; height: auto; font: 11px ui-sans-serif, system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }

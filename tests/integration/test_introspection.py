@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dtrain
+from dtrain.graph import flatten
 from dtrain.jobs.backend import LocalBackend
 from dtrain.jobs.build import build
 from dtrain.jobs.run import resume_job, run_job
@@ -66,3 +68,25 @@ def test_a_resumed_run_tells_each_step_once(tmp_path: Path) -> None:
         left.rename(tmp_path / left.name)
     resume_job(tmp_path / "run", lambda spec: LocalBackend(0), is_quiet=True)
     assert [line for line, _ in read_lines(tmp_path / "run" / "introspection.jsonl")] == lines
+
+
+def test_the_shares_of_the_shards_are_those_of_the_gradient_of_the_batch(tmp_path: Path) -> None:
+    plain = {"name": "mlp", "hidden": [8]}
+    _, lines = run(tmp_path / "run", model=plain, shards=3, steps=1, introspect={"every": 1})
+    spec = parse_spec({**JOB, "model": plain, "shards": 3, "steps": 1})
+    program = build(spec)
+    indices = [program.sampler().indices(0, shard) for shard in range(3)]
+
+    def gradients(chosen: np.ndarray) -> list[np.ndarray]:
+        batch = {name: array[chosen] for name, array in program.train.items()}
+        found = dtrain.grad(lambda params: np.mean(program.loss(params, batch)) * len(chosen))
+        return [np.asarray(g, np.float64) for g in flatten(found(program.initial_parameters()))[0]]
+
+    whole = gradients(np.concatenate(indices))
+    parts = [gradients(chosen) for chosen in indices]
+    assert len(lines[0]["shards"]) == len(whole)
+    for number, (name, shares) in enumerate(lines[0]["shards"].items()):
+        assert name == lines[0]["parameters"][number]["name"]
+        expected = [np.vdot(part[number], whole[number]) / np.vdot(whole[number], whole[number]) for part in parts]
+        np.testing.assert_allclose(shares, expected, rtol=1e-3, atol=1e-5)
+        assert sum(shares) == pytest.approx(1.0, abs=1e-6)

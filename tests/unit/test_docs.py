@@ -424,20 +424,15 @@ def test_keys_of_introspection_are_listed(run: Path) -> None:
     text = section(text_of("jobs.md"), "The run directory")
     listed = [name for row in tables(text)["Key of introspection.jsonl"] for name in names_in(row[0])]
     (line, _), *_ = read_lines(run / "introspection.jsonl")
-    assert listed == list(line)
+    assert sorted(listed) == sorted(line)
     for key in (*line["parameters"][0], *line["parameters"][0]["gradient"], *line["layers"][0]):
         assert f"`{key}`" in text + text_of("models.md")
 
 
 def test_files_of_a_run_are_listed(run: Path) -> None:
     rows = tables(section(text_of("jobs.md"), "The run directory"))["File"]
-    others = [
-        "endpoint.json",
-        "files",
-        "log.txt",
-        "tensorboard",
-        "workers",
-    ]  # there while it runs, or only if it was submitted
+    # there while it runs, or only if it was submitted or watched
+    others = ["endpoint.json", "files", "log.txt", "page.json", "tensorboard", "workers"]
     assert sorted(code_in(row[0]) for row in rows) == sorted([*(p.name for p in run.iterdir()), *others])
 
 
@@ -498,11 +493,19 @@ def test_readme_shows_the_summary_that_a_run_prints(run: Path) -> None:
     assert shown.startswith(f"succeeded after {steps} steps in ")
 
 
-# --- metrics.md and design.md ----------------------------------------------------------------------------------------
+# --- dashboard.md, metrics.md and design.md ---------------------------------------------------------------------------
 
 
 def test_metrics_are_those_of_the_table() -> None:
     assert f"\n{to_markdown()}\n" in section(text_of("metrics.md"), "Prometheus")
+
+
+def test_panels_of_the_page_are_listed_with_their_questions() -> None:
+    rows = tables(section(text_of("dashboard.md"), "What each panel answers"))["Panel"]
+    code = (ROOT / "dtrain" / "monitor" / "page" / "charts.js").read_text(encoding="utf-8")
+    panels = re.findall(r'title: "([^"]+)", question: "([^"]+)"', code)
+    assert len(panels) > 10
+    assert [(row[0], row[1]) for row in rows][: len(panels)] == panels
 
 
 def test_the_prometheus_file_scrapes_the_port_of_the_job() -> None:

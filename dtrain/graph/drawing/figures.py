@@ -24,8 +24,8 @@ def described(graph: Graph, max_nodes: int = MOST_BOXES) -> dict[str, Any]:
 
     `graph` is what does not change from step to step: `boxes` with `label`, `kind` (input, operation, output) and
     `detail`, and `edges` as pairs of numbers of boxes. `edges`, in this order: `shape` (null for several arrays), and
-    of the `value` and the `gradient` what `inspection.summary` returns, null where there is none. A graph of more than
-    ``max_nodes`` operations is collapsed as in `draw`, and an edge then stands for all arrays that go along it.
+    of the `value` and the `gradient` what `inspection.summary` returns, null where there are no floats. A graph of more
+    than ``max_nodes`` operations is collapsed as in `draw`, and an edge then stands for all arrays that go along it.
     `origins` are the inputs that are not finite, and the operations from which something comes that is not though all
     that goes in is: `what` (value or gradient), `op` (or the name of the input), `line`, `scope` and the number of the
     `box`; at most 20.
@@ -79,8 +79,8 @@ def _is_finite(array: Any) -> bool:
 
 
 def _summary(arrays: Sequence[Any]) -> dict[str, Any] | None:
-    arrays = [np.ravel(a) for a in arrays if np.asarray(a).dtype.kind in "biuf"]
-    return summary(np.concatenate(arrays)) if arrays else None
+    floats = [np.ravel(a) for a in arrays if np.asarray(a).dtype.kind == "f"]
+    return summary(np.concatenate(floats)) if floats else None
 
 
 def _text(figure: Mapping[str, Any] | None) -> str:

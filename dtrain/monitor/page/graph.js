@@ -87,7 +87,7 @@ function choose(number, scroll = true) {
   part("detail").replaceChildren(
     element("div", {}, element("h3", {}, `${boxes[from].label} → ${boxes[to].label}`), element("p", { className: "question" }, shape),
       element("p", { className: "question" }, boxes[from].detail)),
-    histogram("Value", "value", edge.value), histogram("Gradient", "gradient", edge.gradient), branch(from, number), shares(boxes[from]));
+    histogram("Value", "value", edge.value), histogram("Gradient", "gradient", edge.gradient), ...[branch(from, number), shares(boxes[from])].filter(Boolean));
 }
 
 function histogram(title, kind, found) {
@@ -113,8 +113,8 @@ function histogram(title, kind, found) {
 function branch(box, number) {
   const { look } = graph;
   const uses = look.graph.edges.flatMap(([from, to], i) => (from === box ? [[i, to]] : []));
+  if (uses.length < 2) return null;
   const place = element("div", {});
-  if (uses.length < 2) return place;
   place.append(element("h3", {}, `A branch: ${uses.length} edges leave ${look.graph.boxes[box].label}`),
     element("p", { className: "question" }, "Its gradient is the sum of these; their norms:"));
   const size = (i) => look.edges[i].gradient?.norm ?? 0;
@@ -125,9 +125,9 @@ function branch(box, number) {
 
 // What each worker adds to the gradient of a parameter: its shards' parts along the sum.
 function shares(box) {
-  const place = element("div", {});
   const found = box.kind === "input" ? graph.look.shards?.[box.label] : null;
-  if (!found?.length) return place;
+  if (!found?.length) return null;
+  const place = element("div", {});
   const members = graph.run.timeline.generations.at(-1)?.members ?? [0];
   const bound = (w) => Math.floor((w * found.length) / members.length);
   place.append(element("h3", {}, "The sum over the workers"),
