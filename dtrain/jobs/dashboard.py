@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,11 +17,9 @@ from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.document import read_document
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.runs import all_runs, describe, find_run, run_id
-from dtrain.monitor.history import POINTS, History
+from dtrain.monitor.history import POINTS, Follower, History, Table
 from dtrain.monitor.lines import read_lines
 from dtrain.monitor.timeline import timeline
-
-_LOOKS = 200  # of introspection.jsonl that are offered
 
 
 class RunView:
@@ -34,11 +31,10 @@ class RunView:
         self.id = run_id(run.path)
         self._lock = threading.Lock()
         self._history = History(run.metrics_file)
+        self._events_follower, self._looks_follower = Follower(run.events_file), Follower(run.introspection_file)
         self._events: list[dict[str, Any]] = []
-        self._events_end = 0
-        self._looks: list[dict[str, Any]] = []  # step and update-to-weight ratios of each look
-        self._look_at: list[int] = []  # the byte where each begins
-        self._looks_end = 0
+        self._looks: list[tuple[int, int]] = []  # the step of each, and the byte where its line begins
+        self._ratios = Table()
 
     def changed(self) -> tuple[Any, ...]:
         """A value that is another one when there is something new; cheap."""
@@ -76,56 +72,42 @@ class RunView:
         """One line of introspection.jsonl, by its number in what ``view`` calls `looks`. Raises InputError."""
         with self._lock:
             self._read_looks()
-            if not 0 <= number < len(self._look_at):
+            if not 0 <= number < len(self._looks):
                 raise InputError(f"{self.id}: there is no look {number}")
-            start = self._look_at[number]
-        for values, _ in read_lines(self.run.introspection_file, start):
-            if "graph" not in values:  # the same as before
-                values["graph"] = self._graph(number)
-            return values
-        raise InputError(f"{self.id}: there is no look {number}")
-
-    def _graph(self, number: int) -> Any:
-        for start in self._look_at[:number][::-1]:
-            for values, _ in read_lines(self.run.introspection_file, start):
-                if "graph" in values:
-                    return values["graph"]
-                break
-        return None
+            starts = [start for _, start in self._looks[: number + 1]]
+        found: dict[str, Any] = {}
+        for start in reversed(starts):  # a line without a graph has that of the one before
+            values, _ = next(read_lines(self.run.introspection_file, start), ({}, 0))
+            found = found or values
+            if "graph" in values:
+                return {**found, "graph": values["graph"]}
+        return found
 
     def _standing(self) -> dict[str, Any]:
         job = describe(self.run)
-        is_running = job.status == "running"
-        self._read_events()
+        if self._events_follower.rewind():
+            self._events.clear()
+        self._events += (values for values, _ in self._events_follower.lines())
         self._read_looks()
         return {
             **asdict(job),
             "name": self.run.path.parent.name if "/" in self.id else self.run.id,
             "id": self.id,
-            "timeline": timeline(self._events, time.time() if is_running else None),
-            "looks": self._looks[-_LOOKS:],
-            "first_look": max(0, len(self._looks) - _LOOKS),
+            "timeline": timeline(self._events, job.status == "running"),
+            "looks": [step for step, _ in self._looks],
+            "ratios": self._ratios.thinned(0),
         }
 
-    def _read_events(self) -> None:
-        if (self._stamp("events_file") or (0, 0))[0] < self._events_end:
-            self._events, self._events_end = [], 0
-        for values, end in read_lines(self.run.events_file, self._events_end):
-            self._events.append(values)
-            self._events_end = end
-
     def _read_looks(self) -> None:
-        if (self._stamp("introspection_file") or (0, 0))[0] < self._looks_end:
-            self._looks, self._look_at, self._looks_end = [], [], 0
-        for values, end in read_lines(self.run.introspection_file, self._looks_end):
+        if self._looks_follower.rewind():
+            self._looks, self._ratios = [], Table()
+        start = self._looks_follower.position
+        for values, end in self._looks_follower.lines():
             step = int(values.get("step", 0))
-            while self._looks and self._looks[-1]["step"] >= step:  # a resumed run makes it again
-                self._looks.pop()
-                self._look_at.pop()
-            ratios = {p["name"]: p.get("update_to_weight") for p in values.get("parameters", ())}
-            self._looks.append({"step": step, "ratios": ratios})
-            self._look_at.append(self._looks_end)
-            self._looks_end = end
+            self._looks.append((step, start))
+            moved = {p["name"]: p["update_to_weight"] for p in values.get("parameters", ())}
+            self._ratios.append(end, step, {name: ratio for name, ratio in moved.items() if ratio is not None})
+            start = end
 
 
 class Dashboard:

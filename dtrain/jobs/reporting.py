@@ -28,7 +28,7 @@ def write_report(
     if result is not None:
         view |= {key: result[key] for key in ("status", "step")} | {"result": dict(result)}
     if picture is None and view["looks"]:
-        picture = shown.look(view["first_look"] + len(view["looks"]) - 1)
+        picture = shown.look(len(view["looks"]) - 1)
     job = run.job_file.read_text(encoding="utf-8")
     write_atomically(run.report_file, report_html(view, job, picture, __version__).encode())
     return run.report_file

@@ -133,7 +133,8 @@ def stacked_bars(bars: Mapping[str, Mapping[str, float]], about: str) -> str:
 def time_line(found: Mapping[str, Any], about: str) -> str:
     """Return who took part and when, from what `timeline` returns; times are seconds since the first."""
     bars, marked = found["bars"], found["marks"]
-    times = [t for bar in bars for t in (bar["start"], bar["end"])] + [mark["time"] for mark in marked]
+    ends = [bar["end"] for bar in bars if bar["end"] is not None]
+    times = [bar["start"] for bar in bars] + ends + [mark["time"] for mark in marked]
     if not times:
         return ""
     workers = sorted({entry["worker"] for entry in [*bars, *marked]})
@@ -145,10 +146,8 @@ def time_line(found: Mapping[str, Any], about: str) -> str:
     ]
     for bar in bars:
         x, y = column(bar["start"]), y_of[bar["worker"]]
-        marks.append(
-            f'<rect x="{x:.1f}" y="{y}" width="{max(1.0, column(bar["end"]) - x):.1f}" height="14" '
-            f'fill="{COLOURS[0]}" opacity=".6"/>'
-        )
+        width = max(1.0, column(last if bar["end"] is None else bar["end"]) - x)
+        marks.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="14" fill="{COLOURS[0]}" opacity=".6"/>')
     for mark in marked:
         sign = {"joined": "▲", "lost": "✖", "left": "▽"}[mark["what"]]
         marks.append(

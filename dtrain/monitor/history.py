@@ -13,6 +13,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,47 @@ def kept(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
     return np.array(sorted(chosen))
 
 
+class Follower:
+    """Reads the lines of a file as it grows. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Read nothing yet."""
+        self._path = path
+        self.position = 0
+        self._tail = b""
+
+    def rewind(self) -> bool:
+        """Go to the start if the file is another one, cut and written anew as a resume does; whether it is."""
+        is_another = self.position > 0 and self._bytes_before(self.position) != self._tail
+        if is_another:
+            self.position = 0
+        return is_another
+
+    def lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the lines that were added, each with the byte behind it."""
+        for values, position in read_lines(self._path, self.position):
+            self.position = position
+            yield values, position
+        self._tail = self._bytes_before(self.position)
+
+    def _bytes_before(self, position: int) -> bytes:
+        try:
+            with open(self._path, "rb") as file:
+                start = max(0, position - _TAIL)
+                return os.pread(file.fileno(), position - start, start)
+        except OSError:
+            return b""
+
+
 class History:
     """The columns of one log. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         """Read nothing yet."""
-        self.path = path
+        self._follower = Follower(path)
         self._clear()
 
     def _clear(self) -> None:
-        self.position = 0
-        self._tail = b""
         self._ends = array("q")  # the byte behind each line
         self.series: dict[str, Series] = {}
         self.evaluations: dict[str, Series] = {}
@@ -116,6 +147,11 @@ class History:
         self._phases: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._rates = [Series(), Series()]  # seconds and samples of the steps, summed from the start
         self._sums = [0.0, 0.0]
+
+    @property
+    def position(self) -> int:
+        """The byte behind the last line that was read."""
+        return self._follower.position
 
     @property
     def lines(self) -> int:
@@ -131,27 +167,14 @@ class History:
 
     def update(self) -> None:
         """Read what was added. A file that was cut or replaced, as a resume does, is read from its start."""
-        if not self._is_the_same():
+        if self._follower.rewind():
             self._clear()
-        for values, position in read_lines(self.path, self.position):
-            self.position = position
+        for values, position in self._follower.lines():
             self._ends.append(position)
             try:
                 self._take(len(self._ends), values)
             except (TypeError, ValueError, KeyError):
                 continue  # a line that no dtrain has written
-        self._tail = self._bytes_before(self.position)
-
-    def _is_the_same(self) -> bool:
-        return self.position == 0 or self._bytes_before(self.position) == self._tail
-
-    def _bytes_before(self, position: int) -> bytes:
-        try:
-            with open(self.path, "rb") as file:
-                start = max(0, position - _TAIL)
-                return os.pread(file.fileno(), position - start, start)
-        except OSError:
-            return b""
 
     def _take(self, line: int, values: dict[str, Any]) -> None:
         step = int(values["step"])

@@ -37,6 +37,7 @@ _MOST_CLIENTS = 48
 _MOST_RUNS = 12  # in one stream
 _TICK = 0.5  # seconds between two looks at the files
 _QUIET_TICKS = 10  # ticks without news after which the standing of a run is told again
+_SAID_ONCE = frozenset({"timeline", "looks", "ratios", "result"})
 _POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
     "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -187,6 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _follow(self, runs: list[tuple[str, Run]], at: list[int]) -> None:
         """Tell what is new until the client goes away, or the server stops: then once more, and that this is all."""
         seen: list[Any] = [None] * len(runs)
+        told: list[dict[str, Any]] = [{} for _ in runs]  # what is left out until it is another one
         quiet = 0
         while True:
             is_last = self.server.closing.is_set()
@@ -201,6 +203,11 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send("again", at, {"run": name})
                     return
                 at[place] = news["position"]
+                for key in _SAID_ONCE & news.keys():
+                    if told[place].get(key) == news[key]:
+                        del news[key]
+                    else:
+                        told[place][key] = news[key]
                 self._send("news", at, {"run": name, **news})
             if is_last:
                 self._send("end", at, {})

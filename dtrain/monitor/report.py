@@ -87,7 +87,7 @@ def _charts(view: Mapping[str, Any]) -> list[str]:
         return [(name, series[key]["step"], series[key]["value"])] if key in series else []
 
     tests: list[Line] = [(f"test {n}", found["step"], found["value"]) for n, found in evaluations.items()]
-    rates, tables = view["rates"], view["tables"]
+    rates, tables = view["rates"], {"update_to_weight": view["ratios"], **view["tables"]}
     losses = [*line("loss", "train loss"), *(test for test in tests if test[0] == "test loss")]
     others = [test for test in tests if test[0] != "test loss"]
     found = [

@@ -16,12 +16,12 @@ _MARKED = {
 _NOTABLE = 300  # events that are handed out, the newest
 
 
-def timeline(events: Iterable[Mapping[str, Any]], now: float | None) -> dict[str, Any]:
+def timeline(events: Iterable[Mapping[str, Any]], is_running: bool) -> dict[str, Any]:
     """Return `bars`, `marks`, `generations`, `checkpoints` and the newest `events`. Times are Unix time in seconds.
 
     A bar is the time that a worker (`worker`) was a member without a break, `start` to `end`; a mark is a `time` at
-    which a `worker` was `what`: joined, lost or left; a generation has `time`, `generation` and `members`. ``now`` is
-    where the bars of a run that lasts end; None: at the last event.
+    which a `worker` was `what`: joined, lost or left; a generation has `time`, `generation` and `members`. In a run
+    that lasts the bars of its members have the `end` None.
     """
     bars: list[dict[str, Any]] = []
     marks: list[dict[str, Any]] = []
@@ -31,9 +31,9 @@ def timeline(events: Iterable[Mapping[str, Any]], now: float | None) -> dict[str
     since: dict[int, float] = {}
     time = 0.0
 
-    def leave(workers: Iterable[int]) -> None:
+    def leave(workers: Iterable[int], lasts: bool = False) -> None:
         for worker in list(workers):
-            bars.append({"worker": worker, "start": since.pop(worker), "end": time})
+            bars.append({"worker": worker, "start": since.pop(worker), "end": None if lasts else time})
 
     for event in events:
         kind = event.get("event")
@@ -52,8 +52,7 @@ def timeline(events: Iterable[Mapping[str, Any]], now: float | None) -> dict[str
         if kind == "checkpoint":
             checkpoints.append({"time": time, "step": event.get("step")})
         told.append({"time": time, "event": kind, "text": str(event.get("text") or _described(event))})
-    time = max(time, now or time)
-    leave(since)
+    leave(since, is_running)
     return {
         "bars": sorted(bars, key=lambda bar: (bar["worker"], bar["start"]))[-2000:],
         "marks": marks[-1000:],

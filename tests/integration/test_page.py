@@ -58,7 +58,8 @@ def made(path: Path, **changed: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs: two that succeed and differ in lr, and one that fails with a value that is not finite."""
+    """Two runs that succeed and differ in lr, and two that fail with a value that is not finite: looked into then, and
+    some steps before."""
     folder = tmp_path_factory.mktemp("runs")
     made(folder / "digits" / "one")
     made(folder / "digits" / "two", optimizer={"name": "adam", "lr": 5e-4})
@@ -69,12 +70,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer={"name": "sgd", "lr": 0.05},
         introspect={"every": 1},
     )
+    made(
+        folder / "nan" / "four",
+        model={"entry": str(folder / "model.py")},
+        optimizer={"name": "sgd", "lr": 0.05},
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(root: Path) -> Iterator[PageServer]:
-    with served(*(root / name for name in ("digits/one", "digits/two", "nan/three"))) as made:
+    with served(*(root / name for name in ("digits/one", "digits/two", "nan/three", "nan/four"))) as made:
         yield made
 
 
@@ -201,9 +207,9 @@ def test_an_edge_of_the_graph_tells_its_figures(page: Page, root: Path, server: 
     value = looks[-1]["edges"][number]["value"]
     assert float(told.split("norm ")[1].split(",")[0]) == pytest.approx(value["norm"], rel=1e-4)
     assert page.locator("#detail .value .bars i").count() == len(value["counts"])
-    boxes = [box["label"] for box in looks[-1]["graph"]["boxes"]]
+    boxes = [box["label"] for box in looks[0]["graph"]["boxes"]]
     parameter = looks[-1]["parameters"][0]["name"]
-    edge = next(i for i, (a, _) in enumerate(looks[-1]["graph"]["edges"]) if boxes[a] == parameter)
+    edge = next(i for i, (a, _) in enumerate(looks[0]["graph"]["edges"]) if boxes[a] == parameter)
     page.locator("#edge").select_option(str(edge))
     page.locator("#detail", has_text="worker 0 (shards 0–7)").wait_for()
     assert "100.0 %" in page.locator("#detail").inner_text()
@@ -219,7 +225,14 @@ def test_a_failed_run_says_why_and_where(page: Page, root: Path, server: PageSer
     assert "the loss is nan" in page.locator("#standing .error").inner_text()
     assert page.locator("#picture .origin").count() == 1
     assert page.locator("#picture path.not-finite").count() > 3
+    assert page.locator("#origins").inner_text().startswith("Not finite")
     assert "No evaluation yet." in page.locator("#panel-metrics").inner_text()
+
+
+def test_the_line_of_an_error_is_marked_in_a_look_before_it(page: Page, root: Path, server: PageServer) -> None:
+    page.goto(link(server, root / "nan" / "four"))
+    page.locator("#origins", has_text="The run has ended at model.py:8").wait_for()
+    assert page.locator("#picture .origin .label").all_text_contents() == ["@", "√", "×"]  # of that line
 
 
 def test_a_page_goes_on_after_the_server_was_away(page: Page, root: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ const PANELS = [
   { id: "layers", title: "Gradient norm by parameter", question: "In which layer? The brighter, the larger.", wide: true,
     draw: (run) => heat(run.tables.parameter_norms), empty: "Not taken yet." },
   { id: "ratio", title: "Update to weight", question: "How far does a step move each parameter, relative to its size? About 10⁻³ is usual.", wide: true,
-    draw: (run) => heat(run.tables.update_to_weight ?? ratiosOfLooks(run)), empty: "Not taken yet; it is with dtrain run --ui." },
+    draw: (run) => heat(run.tables.update_to_weight ?? run.ratios), empty: "Not taken yet; it is with dtrain run --ui." },
   { id: "throughput", title: "Throughput", question: "How fast is it?",
     lines: (run) => [{ label: "samples/s", x: run.rates.step, y: run.rates.samples }], empty: "No step yet." },
   { id: "seconds", title: "Seconds of a step", question: "Are some steps slow? Peaks are kept.", log: true,
@@ -51,11 +51,6 @@ const PANELS = [
 function rows(table, chosen, factor = 1) {
   return (table?.names ?? []).flatMap((name, i) => chosen(name)
     ? [{ label: name, x: table.step, y: table.values.map((row) => row[i] === null ? null : row[i] * factor) }] : []);
-}
-
-function ratiosOfLooks(run) {
-  const names = [...new Set(run.looks.flatMap((look) => Object.keys(look.ratios)))];
-  return { names, step: run.looks.map((look) => look.step), values: run.looks.map((look) => names.map((n) => look.ratios[n] ?? null)) };
 }
 
 function heat(table) {
@@ -116,10 +111,11 @@ function members(run) {
   const name = (worker) => `worker ${worker}`;
   const date = (time) => new Date(time * 1000);
   const of = { joined: ["triangle-up", "#009e73"], lost: ["x", "#d5202a"], left: ["triangle-down-open", "#e69f00"] };
+  const now = Date.now() / 1000; // where the bars of a run that lasts end
   const lost = marks.filter((m) => m.what === "lost").length;
   return {
     data: [
-      ...bars.map((bar) => ({ type: "scatter", mode: "lines", x: [date(bar.start), date(bar.end)], y: [name(bar.worker), name(bar.worker)],
+      ...bars.map((bar) => ({ type: "scatter", mode: "lines", x: [date(bar.start), date(bar.end ?? now)], y: [name(bar.worker), name(bar.worker)],
         line: { width: 14, color: COLOURS[0] }, opacity: 0.55, showlegend: false, hovertemplate: "%{y}<br>%{x|%H:%M:%S}<extra></extra>" })),
       ...Object.entries(of).map(([what, [symbol, color]]) => ({ type: "scatter", mode: "markers", name: what,
         x: marks.filter((m) => m.what === what).map((m) => date(m.time)), y: marks.filter((m) => m.what === what).map((m) => name(m.worker)),

@@ -25,10 +25,9 @@ function showGraph(runs) {
 
 async function askForLook() {
   const run = graph.run;
-  const place = Number(part("look").value);
-  const number = run.first_look + place;
-  part("look-step").textContent = `after ${run.looks[place].step} steps`;
-  part("look").setAttribute("aria-valuetext", `after ${run.looks[place].step} steps`);
+  const number = Number(part("look").value);
+  part("look-step").textContent = `after ${run.looks[number]} steps`;
+  part("look").setAttribute("aria-valuetext", `after ${run.looks[number]} steps`);
   if (graph.number === number && graph.asked === run.id) return;
   Object.assign(graph, { number, asked: run.id });
   const look = await ask("look", { run: run.id, number });
@@ -66,7 +65,18 @@ function drawGraph() {
   const broken = look.origins ?? [];
   part("origins").hidden = !broken.length;
   part("origins").textContent = broken.length ? `Not finite: first in ${broken.map((o) => `the ${o.what} of ${o.op} at ${o.line}${o.scope ? ` (${o.scope})` : ""}`).join("; ")}` : "";
+  if (!broken.length) markError(place, boxes);
   choose(chosen, false);
+}
+
+// Where a run has ended with an error that names a line, and this look was taken before: the boxes of that line.
+function markError(place, boxes) {
+  const [, line] = /made at (\S+:\d+)/.exec(graph.run.result?.error ?? "") ?? [];
+  const isThere = (box) => line && (box.detail.endsWith(`made at ${line}`) || box.detail.startsWith(`${line}:`));
+  const found = boxes.flatMap((box, i) => (isThere(box) ? [i] : []));
+  for (const i of found) place.querySelector(`[data-box="${i}"]`).classList.add("origin");
+  part("origins").hidden = !found.length;
+  if (found.length) part("origins").textContent = `The run has ended at ${line}, which is marked here.`;
 }
 
 const isBroken = (edge) => Boolean(edge.value?.not_finite || edge.gradient?.not_finite);

@@ -61,7 +61,7 @@ async function ask(path, query = {}) {
 function read(values) {
   for (const group of [values.series, values.evaluations])
     for (const found of Object.values(group)) found.value = found.value.map(number);
-  for (const table of Object.values(values.tables)) table.values = table.values.map((row) => row.map(number));
+  for (const table of [...Object.values(values.tables), values.ratios ?? { values: [] }]) table.values = table.values.map((row) => row.map(number));
   return values;
 }
 
