@@ -144,11 +144,17 @@ function retry() {
 
 // --- drawing -----------------------------------------------------------------------------------------------------------
 
+const PAUSE = 800; // milliseconds from one drawing of what is new to the next
 let isDue = false;
+let drawnAt = -PAUSE;
 function drawSoon() {
   if (isDue) return;
   isDue = true;
-  requestAnimationFrame(() => { isDue = false; drawAll(); });
+  setTimeout(() => requestAnimationFrame(() => {
+    isDue = false;
+    drawAll();
+    drawnAt = performance.now();
+  }), drawnAt + PAUSE - performance.now());
 }
 
 function drawAll() {
