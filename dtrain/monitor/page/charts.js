@@ -50,7 +50,7 @@ const PANELS = [
 
 function rows(table, chosen, factor = 1) {
   return (table?.names ?? []).flatMap((name, i) => chosen(name)
-    ? [{ label: name, x: table.step, y: table.values.map((row) => row[i] === null ? null : row[i] * factor) }] : []);
+    ? [{ label: /^\d+$/.test(name) ? `worker ${name}` : name, x: table.step, y: table.values.map((row) => row[i] === null ? null : row[i] * factor) }] : []);
 }
 
 function heat(table) {
