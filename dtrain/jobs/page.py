@@ -18,11 +18,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dtrain.errors import DtrainError, InputError
 from dtrain.jobs.run_directory import RunDirectory, runs_root, write_atomically
+
+_ENDING_SECONDS = 2.0  # that a page takes at most to tell its clients the last
 
 
 def check_page() -> None:
@@ -79,7 +82,7 @@ def live_page(directory: RunDirectory, is_wanted: bool, say: Callable[[str], Non
         with contextlib.suppress(OSError):
             process.stdin.close()
         try:
-            process.wait(3.0)
+            process.wait(2 * _ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -91,7 +94,7 @@ def _listen(file: Path | None, port: int | None) -> tuple[socket.socket, str]:
     if port is not None and port != known_port:
         known_port, token = port, _fresh_token()
     try:
-        listening = _bound(known_port)
+        listening = _bound(known_port, 0.0 if port else _ENDING_SECONDS)
     except OSError as error:
         if port:
             reason = os.strerror(error.errno or 0)
@@ -104,8 +107,16 @@ def _listen(file: Path | None, port: int | None) -> tuple[socket.socket, str]:
     return listening, token
 
 
-def _bound(port: int) -> socket.socket:
-    return socket.create_server(("127.0.0.1", port), backlog=64)
+def _bound(port: int, patience: float = 0.0) -> socket.socket:
+    """A socket that listens on this port; a page that is about to end may have it for so many seconds still."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port), backlog=64)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _fresh_token() -> str:
