@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dtrain.errors import DtrainError, InputError
@@ -25,9 +25,9 @@ from dtrain.monitor.timeline import timeline
 class RunView:
     """One run as it is shown. Any thread may call it."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        """Look at nothing yet."""
-        self.run = run
+    def __init__(self, run: RunDirectory, result: Mapping[str, Any] | None = None) -> None:
+        """Look at nothing yet. ``result`` is how the run ended, where that is known before its lock is free."""
+        self.run, self._result = run, result
         self.id = run_id(run.path)
         self._lock = threading.Lock()
         self._history = History(run.metrics_file)
@@ -85,6 +85,8 @@ class RunView:
 
     def _standing(self) -> dict[str, Any]:
         job = describe(self.run)
+        if self._result is not None:
+            job = replace(job, status=self._result["status"], step=self._result["step"], result=self._result)
         if self._events_follower.rewind():
             self._events.clear()
         self._events += (values for values, _ in self._events_follower.lines())

@@ -21,12 +21,10 @@ def write_report(
     ``result`` is how the run ended, for whoever runs it still; ``picture`` a description of its graph, in the place of
     the last look into it. Raises DtrainError if it cannot be written, InputError for a run that has not begun.
     """
-    shown = RunView(run)
+    shown = RunView(run, result)
     view = shown.view(POINTS)
     if view["status"] == "pending":
         raise InputError(f"{run.path}: has not begun; there is nothing to report")
-    if result is not None:
-        view |= {key: result[key] for key in ("status", "step")} | {"result": dict(result)}
     if picture is None and view["looks"]:
         picture = shown.look(len(view["looks"]) - 1)
     job = run.job_file.read_text(encoding="utf-8")

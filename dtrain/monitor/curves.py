@@ -1,6 +1,6 @@
 """Small charts as SVG text, for a page that has to stand alone: curves, a heat map, stacked bars, a time line.
 
-No scripts, no fonts from elsewhere; colours come from the page's style where they are of text and lines.
+No scripts, no fonts from elsewhere; colours come from the page's style.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b59b00")
-"""Colours that the colour-blind can tell apart (Okabe and Ito)."""
+COLOURS = tuple(f"var(--c{number})" for number in range(8))
+"""The page's own colours of curves."""
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _WIDTH, _HEIGHT = 640.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 12.0, 24.0, 34.0

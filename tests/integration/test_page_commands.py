@@ -113,6 +113,10 @@ def test_a_report_is_made_again_and_one_that_cannot_be_written_fails_no_run(job:
     assert first.returncode == 0, first.stderr
     page = (run / "report.html").read_text()
     assert 'data-edge="3"' in page
+    bar = re.search(r'<rect x="([\d.]+)" y="8" width="([\d.]+)" height="14"', page)  # from its joining to the end
+    assert bar is not None
+    assert float(bar[1]) + float(bar[2]) == pytest.approx(628.0, abs=0.2)
+    assert float(bar[2]) > 20
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     (run / "result.json").unlink()

@@ -1,8 +1,7 @@
 // The panels with curves: what each shows of the runs that are chosen, and how plotly draws it.
 "use strict";
 
-// Colours that the colour-blind can tell apart (Okabe and Ito); a run also has a dash of its own.
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b59b00"];
+const hue = (number) => colour(`--c${number % 8}`); // of a run or a line; a run also has a dash of its own
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "x"];
 const PHASES = ["data", "forward", "backward", "compute", "sum", "update", "wait"];
@@ -94,7 +93,7 @@ function phases(run) {
   return {
     data: names.map((phase, i) => ({
       type: "bar", orientation: "h", name: phase, y: workers.map((w) => `worker ${w}`), x: workers.map((w) => run.phases[w][phase] ?? 0),
-      marker: { color: COLOURS[i % COLOURS.length], pattern: { shape: ["", "/", "\\", "x", ".", "+", "-"][i % 7], size: 6, solidity: 0.25 } },
+      marker: { color: hue(i), pattern: { shape: ["", "/", "\\", "x", ".", "+", "-"][i % 7], size: 6, solidity: 0.25 } },
       hovertemplate: `${phase}: %{x:.4g} s<extra>%{y}</extra>`,
     })),
     layout: { barmode: "stack", xaxis: { title: "seconds" }, yaxis: { autorange: "reversed", automargin: true, type: "category" } },
@@ -110,18 +109,18 @@ function members(run) {
   const workers = [...new Set([...bars, ...marks].map((entry) => entry.worker))].sort((a, b) => a - b);
   const name = (worker) => `worker ${worker}`;
   const date = (time) => new Date(time * 1000);
-  const of = { joined: ["triangle-up", "#009e73"], lost: ["x", "#d5202a"], left: ["triangle-down-open", "#e69f00"] };
+  const of = { joined: ["triangle-up", hue(2)], lost: ["x", colour("--bad")], left: ["triangle-down-open", hue(4)] };
   const now = Date.now() / 1000; // where the bars of a run that lasts end
   const lost = marks.filter((m) => m.what === "lost").length;
   return {
     data: [
       ...bars.map((bar) => ({ type: "scatter", mode: "lines", x: [date(bar.start), date(bar.end ?? now)], y: [name(bar.worker), name(bar.worker)],
-        line: { width: 14, color: COLOURS[0] }, opacity: 0.55, showlegend: false, hovertemplate: "%{y}<br>%{x|%H:%M:%S}<extra></extra>" })),
+        line: { width: 14, color: hue(0) }, opacity: 0.55, showlegend: false, hovertemplate: "%{y}<br>%{x|%H:%M:%S}<extra></extra>" })),
       ...Object.entries(of).map(([what, [symbol, color]]) => ({ type: "scatter", mode: "markers", name: what,
         x: marks.filter((m) => m.what === what).map((m) => date(m.time)), y: marks.filter((m) => m.what === what).map((m) => name(m.worker)),
         marker: { symbol, color, size: 11, line: { width: 1 } }, hovertemplate: `${what} %{x|%H:%M:%S}<extra>%{y}</extra>` })),
       { type: "scatter", mode: "markers", name: "checkpoint", x: checkpoints.map((c) => date(c.time)), y: checkpoints.map(() => "checkpoints"),
-        marker: { symbol: "line-ns-open", color: COLOURS[2], size: 12 }, customdata: checkpoints.map((c) => c.step), hovertemplate: "step %{customdata}<extra>checkpoint</extra>" },
+        marker: { symbol: "line-ns-open", color: hue(2), size: 12 }, customdata: checkpoints.map((c) => c.step), hovertemplate: "step %{customdata}<extra>checkpoint</extra>" },
     ],
     layout: { xaxis: { type: "date" }, yaxis: { type: "category", automargin: true, categoryorder: "array", autorange: "reversed",
       categoryarray: [...workers.map(name), ...(checkpoints.length ? ["checkpoints"] : [])] } },
@@ -141,7 +140,7 @@ function curves(panel, runs) {
     return {
       type: "scatter", mode: points ? (x.length < 60 ? "lines+markers" : "lines") : "lines", x, y,
       name: several ? `${nameOf(run)} ${label}` : label,
-      line: { width: points ? 2 : 1.6, color: COLOURS[number % 8], dash: several ? DASHES[number % 8] : "solid" },
+      line: { width: points ? 2 : 1.6, color: hue(number), dash: several ? DASHES[number % 8] : "solid" },
       marker: { symbol: SYMBOLS[number % 8], size: 6 }, hovertemplate: "step %{x}: %{y:.6g}",
     };
   });
@@ -149,7 +148,7 @@ function curves(panel, runs) {
   if (bad.length) {
     const lowest = all.flatMap(({ y }) => y).filter(Number.isFinite).reduce((a, b) => Math.min(a, b), Infinity);
     traces.push({ type: "scatter", mode: "markers", name: "not finite", x: bad, y: bad.map(() => (Number.isFinite(lowest) ? lowest : 0)),
-      marker: { symbol: "x", color: "#d5202a", size: 10 }, hovertemplate: "step %{x}: not finite" });
+      marker: { symbol: "x", color: colour("--bad"), size: 10 }, hovertemplate: "step %{x}: not finite" });
   }
   const newest = all.map(({ label, x, y, run }) => `${several ? `${nameOf(run)} ` : ""}${label} ${short(y.at(-1))} at step ${x.at(-1)}`);
   return {
