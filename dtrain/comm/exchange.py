@@ -61,7 +61,7 @@ class HostSum:
         self._row = part.rank * ROW_WORDS
         self._own_calls: dict[tuple[Held, tuple[int, ...]], list[Call]] = {}
         self._exchanges: dict[tuple[Held, tuple[int, ...]], Exchange] = {}
-        self.overlaps = layout.nbytes >= OVERLAP_BYTES if overlaps is None else overlaps
+        self.overlaps = layout.dense_nbytes >= OVERLAP_BYTES if overlaps is None else overlaps
         self.buckets = buckets(layout.blocks, part.hosts)
         self._helper: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None

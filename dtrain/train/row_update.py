@@ -1,0 +1,78 @@
+"""The rows of tables that one rank updates in a step, in chunks: gathered, handed to the rule, and put back.
+
+A chunk is of one group of tables and fits into the rank's undo record, which holds its rows' old content: parameters
+and state, one after the other. Which rows these are need not be written down: it follows from what the shards have
+left, which stays as it is until the step is committed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dtrain.comm.layout import BLOCK
+from dtrain.comm.memory import RunMemory
+from dtrain.comm.rows import compact, part_starts, used_rows
+from dtrain.optim.rule import Block
+
+
+class RowChunks:
+    """The chunks of the ``parts`` of a step's rows; row ``row`` of ``undo`` is theirs. ``begin`` comes first."""
+
+    def __init__(self, memory: RunMemory, row: int, parts: tuple[int, int]) -> None:
+        layout = memory.dimensions.layout
+        self._memory, self._groups, self._parts = memory, layout.groups, parts
+        self.count = 0
+        if layout.groups:
+            self._undo = memory.undo[row]
+            self._live = [[g.whole(b) for b in (memory.parameters, *memory.state)] for g in layout.groups]
+            self._work = [np.empty(BLOCK, layout.dtype) for _ in range(len(self._undo) + 3)]
+
+    def begin(self, samples: int) -> None:
+        """Find the chunks of a step of so many samples."""
+        memory, self._chunks = self._memory, []
+        shards = range(min(samples, memory.dimensions.shards))
+        for number, group in enumerate(self._groups):
+            ids = used_rows(memory, number, shards)
+            total = compact(memory.total, group, len(ids))
+            cuts = part_starts(len(ids), self._parts)
+            size = BLOCK // group.width
+            for lo in range(cuts[0], cuts[-1], size):
+                hi = min(lo + size, cuts[-1])
+                self._chunks.append((number, ids[lo:hi], total[lo:hi]))
+        self.count = len(self._chunks)
+
+    def save(self, chunk: int) -> None:
+        """Copy the old content of a chunk into the undo record."""
+        number, ids, _ = self._chunks[chunk]
+        for saved, live in zip(self._cut(self._undo, chunk), self._live[number], strict=True):
+            np.take(live, ids, 0, saved, "clip")  # "raise" would make NumPy buffer `saved`; the ids are valid
+
+    def restore(self, chunk: int) -> None:
+        """Put the old content back."""
+        number, ids, _ = self._chunks[chunk]
+        for saved, live in zip(self._cut(self._undo, chunk), self._live[number], strict=True):
+            live[ids] = saved
+
+    def gather(self, chunk: int, factor: Any) -> tuple[Block, Block, tuple[Block, ...], tuple[Block, Block]]:
+        """What the rule takes, after ``save``: the parameter, its gradient (the sum times ``factor``), state, scratch."""
+        _, _, total = self._chunks[chunk]
+        saved, work = self._cut(self._undo, chunk), self._cut(self._work, chunk)
+        for old, new in zip(saved, work, strict=False):
+            np.copyto(new, old)
+        parameter, *others = (w.reshape(-1) for w in work)
+        *state, gradient, one, other = others
+        np.multiply(total.reshape(-1), factor, gradient)
+        return parameter, gradient, tuple(state), (one, other)
+
+    def put_back(self, chunk: int) -> None:
+        """Write what the rule has made of parameter and state."""
+        number, ids, _ = self._chunks[chunk]
+        for new, live in zip(self._cut(self._work, chunk), self._live[number], strict=False):
+            live[ids] = new
+
+    def _cut(self, buffers: Any, chunk: int) -> list[Any]:
+        number, ids, _ = self._chunks[chunk]
+        width = self._groups[number].width
+        return [b[: len(ids) * width].reshape(len(ids), width) for b in buffers]
