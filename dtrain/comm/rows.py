@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from dtrain.comm.memory import RunMemory
 from dtrain.comm.tree import Add, Leaf, Place, Register, additions, registers
 
 Ids = NDArray[np.int64]
-Values = NDArray[np.generic]
+Values = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,10 +77,10 @@ def fit(
 
     ``loss(params, batch)`` is plain NumPy and returns a loss per sample (n,), or a scalar: the mean over the shard.
     ``params`` is a tree of float arrays, running values and tables marked with ``dtrain.nn.running`` and
-    ``dtrain.nn.table``, or a function ``init(rng)`` that makes one. ``data`` and ``eval_data`` are dicts of arrays with a common leading sample axis; ``batch`` is the
-    global mini-batch. ``optimizer`` is a name, or a mapping with the keys of a job spec ({"name": "adam", "lr": 1e-3,
-    "clip_norm": 1.0}). The length is ``epochs`` (1 if neither is given) or ``steps``. ``workers``: processes, "auto" is
-    one per core, 0 is none; the result does not depend on it.
+    ``dtrain.nn.table``, or a function ``init(rng)`` that makes one. ``data`` and ``eval_data`` are dicts of arrays with
+    a common leading sample axis; ``batch`` is the global mini-batch. ``optimizer`` is a name, or a mapping with the
+    keys of a job spec ({"name": "adam", "lr": 1e-3, "clip_norm": 1.0}). The length is ``epochs`` (1 if neither is
+    given) or ``steps``. ``workers``: processes, "auto" is one per core, 0 is none; the result does not depend on it.
 
     Functions defined in the script or notebook are sent to the workers; a script needs no ``__main__`` guard. Raises
     DtrainError: InputError for arguments that do not fit, NonFiniteError when a value is not finite. Ctrl-C ends the

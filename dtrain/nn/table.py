@@ -1,9 +1,9 @@
 """Tables: parameters of which a step uses few rows, as an embedding of many words or users.
 
-A table is a leaf of the parameters, (rows, …), that ``table`` has marked in ``init``. The loss may use it only by taking
-rows: ``table[ids]``, ``np.take(table, ids, axis=0)`` or ``dtrain.nn.embedding(table, ids)``. Then its gradient is rows
-too, and only the rows that a step takes are added, sent between hosts and updated. The others stand still, so a rule
-with memory (momentum, Adam, weight decay) is the lazy form of itself there, as PyTorch's ``SparseAdam`` is.
+A table is a leaf of the parameters, (rows, …), that ``table`` has marked in ``init``. The loss may use it only by
+taking rows: ``table[ids]``, ``np.take(table, ids, axis=0)`` or ``dtrain.nn.embedding(table, ids)``. Then its gradient
+is rows too, and only the rows that a step takes are added, sent between hosts and updated. The others stand still, so a
+rule with memory (momentum, Adam, weight decay) is the lazy form of itself there, as PyTorch's ``SparseAdam`` is.
 """
 
 from __future__ import annotations

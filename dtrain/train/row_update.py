@@ -56,7 +56,7 @@ class RowChunks:
             live[ids] = saved
 
     def gather(self, chunk: int, factor: Any) -> tuple[Block, Block, tuple[Block, ...], tuple[Block, Block]]:
-        """What the rule takes, after ``save``: the parameter, its gradient (the sum times ``factor``), state, scratch."""
+        """What the rule takes, after ``save``: parameter, gradient (the sum times ``factor``), state, scratch."""
         _, _, total = self._chunks[chunk]
         saved, work = self._cut(self._undo, chunk), self._cut(self._work, chunk)
         for old, new in zip(saved, work, strict=False):

@@ -1,8 +1,8 @@
 """The uses of tables in a recorded loss, and what a shard leaves of them: the rows that it takes and their gradients.
 
-A table's gradient is a sum over its uses: each takes rows, so each gives (ids, gradient of what was taken), and no array
-of the table's size is made. Invariant: what a shard leaves is a function of the shard alone: rows ascending, and the
-terms of one row added in the order of the uses, then of their place in the use.
+A table's gradient is a sum over its uses: each takes rows, so each gives (ids, gradient of what was taken), and no
+array of the table's size is made. Invariant: what a shard leaves is a function of the shard alone: rows ascending, and
+the terms of one row added in the order of the uses, then of their place in the use.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def uses_of_tables(layout: Layout, leaves: Sequence[Tensor], loss: Tensor) -> li
 
 
 def rows_taken(layout: Layout, graph: Graph) -> dict[int, NDArray[np.int64]]:
-    """The rows that a recorded loss, the output of ``graph``, takes of each table, ascending; by index of the parameter.
+    """The rows that a recorded loss, the output of ``graph``, takes of each table, by index of the parameter.
 
-    The first inputs of the graph are the parameters, and it has values.
+    They are ascending. The first inputs of the graph are the parameters, and it has values.
     """
     found: dict[int, NDArray[np.int64]] = {i: np.empty(0, np.int64) for i in layout.tables}
     for use in uses_of_tables(layout, graph.inputs, graph.outputs[0]):
