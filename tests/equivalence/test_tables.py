@@ -57,7 +57,6 @@ def test_what_was_planted_is_learnt():
     sizes = {"tables": 5, "rows": 20}
     data = {**JOB["data"], **sizes, "samples": 6000, "held_out": 1000}
     outcome = train(spec_of(model={"name": "dlrm", **sizes}, data=data, epochs=2), 0)
-    print(outcome.eval)
     assert outcome.eval["loss"] < 0.6
     assert outcome.eval["accuracy"] > 0.7
 
