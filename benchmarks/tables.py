@@ -170,12 +170,17 @@ def compare(ranks: Ranks, job: Job, workers: int, rounds: int) -> dict[str, list
 
         return segment
 
-    runs = {name: DtrainRun(job.program(name == "dtrain, dense", 8, rounds + 1), workers) for name in NAMES[:2]}
-    contestants = {**{n: r.segment for n, r in runs.items()}, NAMES[2]: torch_run(True), NAMES[3]: torch_run(False)}
+    programs = (
+        job.program(False, 8, rounds + 1),
+        job.program(False, workers, rounds + 1),
+        job.program(True, 8, rounds + 1),
+    )
+    runs = {name: DtrainRun(program, workers) for name, program in zip(NAMES, programs, strict=False)}
+    contestants = {**{n: r.segment for n, r in runs.items()}, NAMES[3]: torch_run(True), NAMES[4]: torch_run(False)}
     segments: dict[str, list[Segment]] = {name: [] for name in NAMES}
     try:
         for turn in range(rounds + 1):
-            for name in NAMES[turn % 4 :] + NAMES[: turn % 4]:
+            for name in NAMES[turn % len(NAMES) :] + NAMES[: turn % len(NAMES)]:
                 segments[name].append(contestants[name]())
     finally:
         for run in runs.values():
@@ -188,7 +193,7 @@ def compare(ranks: Ranks, job: Job, workers: int, rounds: int) -> dict[str, list
     return {name: of[1:] for name, of in segments.items()}
 
 
-NAMES = ("dtrain, rows", "dtrain, dense", "PyTorch, sparse=True", "PyTorch, dense")
+NAMES = ("dtrain, rows", "dtrain, rows, V=W", "dtrain, dense", "PyTorch, sparse=True", "PyTorch, dense")
 
 
 def report(segments: dict[str, list[Segment]], job: Job, workers: int, rounds: int) -> str:
@@ -201,8 +206,8 @@ def report(segments: dict[str, list[Segment]], job: Job, workers: int, rounds: i
         [
             f"# A step of a recommender, {workers} processes on one host, Adagrad, float32",
             "",
-            f"{describe_machine()}. 26 tables of {job.rows:,} rows of 16, batch {BATCH}, V=8. Median of {rounds} "
-            "interleaved rounds; a ratio below 1 means that dtrain with gradients of rows is faster.",
+            f"{describe_machine()}. 26 tables of {job.rows:,} rows of 16, batch {BATCH}, V=8 unless told. Median of "
+            f"{rounds} interleaved rounds; a ratio below 1 means that dtrain with gradients of rows is faster.",
             "",
             table(["", "step, µs", f"{NAMES[0]} / this"], rows),
         ]

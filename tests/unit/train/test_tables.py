@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +15,19 @@ import torch
 
 import dtrain
 from dtrain import nn
+from dtrain.comm.layout import TABLE_PARTS, Layout
 from dtrain.comm.memory import RunMemory
+from dtrain.comm.rows import RowSum, dense_tables, ids_of, used_rows
 from dtrain.comm.threads import one_blas_thread
 from dtrain.data.sampler import Sampler
 from dtrain.errors import InputError, NonFiniteError
 from dtrain.nn.table import Table
 from dtrain.optim import make_rule, make_schedule
-from dtrain.train.introspection import introspect
+from dtrain.train.introspection import introspect, shard_graph
 from dtrain.train.program import Program, dimensions
 from dtrain.train.shard import ShardRunner
 from dtrain.train.tables import rows_taken
+from dtrain.train.update import Decision, Settings, SliceUpdate
 
 SAMPLES, ROWS, WIDTH = 44, 30, 5
 RANDOM = np.random.default_rng(9)
@@ -106,6 +113,7 @@ def torch_training(make: Callable[[list[Any]], list[torch.optim.Optimizer]], ste
     return {**found, "w": w.detach().numpy()}
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(
     ("name", "make"),
     [
@@ -193,8 +201,6 @@ def test_a_shard_leaves_its_rows_once_with_the_sum_of_what_each_use_gives() -> N
     memory = memory_of(p)
     layout = memory.dimensions.layout
     ShardRunner(p, memory).gather(0, 1).bind(1).run()
-    from dtrain.comm.rows import dense_tables, ids_of
-
     indices = p.sampler().indices(0, 1)
     batch = {k: v[indices] for k, v in DATA.items()}
     gradients = dtrain.grad(lambda q: np.sum(twice(q, batch)))(START)
@@ -206,6 +212,31 @@ def test_a_shard_leaves_its_rows_once_with_the_sum_of_what_each_use_gives() -> N
         names = [layout.names[t] for t in group.tables]
         expected = {"items": batch["ids"] % ROWS, "users": batch["user"], "bias": batch["user"]}
         assert len(rows) == sum(len(np.unique(expected[n])) for n in names)
+
+
+def test_a_step_touches_no_memory_in_proportion_to_the_table() -> None:
+    """Of a table of 64 MB with Adam's two states, over eight shards: pages of 4 KB for the rows that are taken."""
+    rows = 2**20
+    taken = np.arange(64) * (rows // 64)
+
+    def chosen(params: Any, batch: Any) -> Any:
+        return np.sum(params["table"][batch["ids"]] ** 2 + 1.0, axis=1)
+
+    empty = np.broadcast_to(np.float32(0), (rows, 16))
+    p = program(chosen, init=lambda rng: {"table": nn.table(empty)}, train={"ids": taken}, batch=64, shards=8)
+    layout = Layout(("table",), ((rows, 16),), np.dtype(np.float32), tables=(0,))
+    p = replace(p, dtype=np.dtype(np.float32))
+    memory = RunMemory(dimensions(p, layout, 1))
+    runner = ShardRunner(p, memory)
+    for shard in range(8):
+        runner.gather(0, shard).bind(shard).run()
+    RowSum(memory, 0, 1).run(tuple(range(8)), memory.squares[0])
+    memory.coefficients[0, :3] = p.rule.coefficients(0, 0.1)
+    update = SliceUpdate(memory, Settings(p.rule, None, None, "stop"), 0, (0, layout.blocks), (0, TABLE_PARTS))
+    update.run(0, Decision("update", 1.0, 1.0, 64))
+    assert np.array_equal(used_rows(memory, 0, range(8)), taken)
+    assert memory.nbytes > 1 << 30
+    assert 64 * 3 * 4096 <= os.fstat(memory.fd).st_blocks * 512 < 4 << 20
 
 
 def test_a_look_into_the_run_moves_the_rows_that_are_taken() -> None:
@@ -223,8 +254,6 @@ def test_a_look_into_the_run_moves_the_rows_that_are_taken() -> None:
 
 
 def test_the_rows_that_a_recorded_loss_takes_are_counted_from_the_start() -> None:
-    from dtrain.train.introspection import shard_graph
-
     p = program()
     graph = shard_graph(p, START, 0, mean=True)
     layout = p.layout(p.initial_parameters())
@@ -315,9 +344,6 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
 
 
 def test_the_mark_survives_what_happens_to_parameters() -> None:
-    import copy
-    import pickle
-
     marked = nn.table(np.arange(6.0).reshape(3, 2))
     for kept in (marked.copy(), copy.deepcopy(marked), marked.astype(np.float32), pickle.loads(pickle.dumps(marked))):
         assert isinstance(kept, Table)
