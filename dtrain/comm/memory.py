@@ -162,6 +162,13 @@ class RunMemory:
         self.values: NDArray[np.uint8] = arrays["values"]
         self.header_words, self.arrived_words = words(self.header), words(self.arrived)
 
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes when all of it is in use, but for gradients of tables: a few rows where all have place."""
+        layout = self.dimensions.layout
+        rows = (layout.size - layout.dense_size) * layout.dtype.itemsize
+        return self.nbytes - rows * (len(self.gradients) + len(self.partials) + 1) - self.row_ids.nbytes
+
     def close(self) -> None:
         """Give the descriptor back; the mapping goes when the last array over it does."""
         if self.fd >= 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
 from dtrain.comm.rows import compact
-from dtrain.errors import DtrainError, InputError
+from dtrain.errors import InputError
 from dtrain.graph import Bound, Graph, Tensor
 from dtrain.graph.differentiate import passes_gradient
 from dtrain.graph.ops.indexing import gather
 from dtrain.graph.ops.shape import stop
+from dtrain.graph.plan import Step
+from dtrain.graph.primitive import Call
 
 _ROWS = (("array", 0),)
 
@@ -131,25 +134,26 @@ class ShardRows:
 
 
 class BoundWithTables(Bound):
-    """A bound plan after which the shard's rows are left in the run's memory."""
+    """A bound plan after which the shard's rows are left in the run's memory.
+
+    Who makes its calls without ``run`` calls ``finish`` after the last.
+    """
 
     def __init__(self, bound: Bound, rows: ShardRows, shard: int) -> None:
         super().__init__(bound.plan, bound.inputs, bound.outputs, bound.calls, bound.arrays, bound.arena)
-        self._rows, self._shard = rows, shard
+        for number, step in enumerate(self.plan.steps):
+            if step.op is gather:
+                self.calls[number] = partial(_taken, self.calls[number], step)
+        self.finish: Call = partial(rows.keep, shard)
 
     def run(self) -> None:
-        try:
-            super().run()
-        except IndexError as error:
-            raise self._explain(error) from None
-        self._rows.keep(self._shard)
+        super().run()
+        self.finish()
 
-    def _explain(self, error: IndexError) -> DtrainError:
-        """Find the operation whose ids are out of range."""
-        for step, call in zip(self.plan.steps, self.calls, strict=True):
-            try:
-                call()
-            except IndexError as found:
-                of = step.inputs[0].node.name
-                return InputError(f"loss: {of + ': ' if of else ''}{found}; made at {step.node.location}")
-        raise error
+
+def _taken(take: Call, step: Step) -> None:
+    try:
+        take()
+    except IndexError as error:
+        name = step.inputs[0].node.name
+        raise InputError(f"loss: {name + ': ' if name else ''}{error}; made at {step.node.location}") from None

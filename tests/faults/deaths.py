@@ -122,6 +122,7 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
         raise AssertionError("should be dead")
 
     ShardSums.hand_in, Together._run = deadly_hand_in, deadly_stretch  # type: ignore[method-assign]
+
     def deadly_row_sum(self, present, squares):
         if phase == "row sum" and (here["step"], here["rank"]) == (STEP, rank):
             group = self._layout.groups[0]

@@ -150,6 +150,19 @@ def test_a_model_may_consist_of_tables_and_take_no_row_at_all() -> None:
     assert (np.asarray(found["bias"]) != START["bias"]).all()
 
 
+def test_tables_and_sums_over_shards_live_together() -> None:
+    """The rows of a shard are left when its last stretch is done."""
+
+    def chosen(params: Any, batch: Any) -> Any:
+        mean = nn.sum_over_shards(np.sum(params["bias"][batch["user"]])) / 16
+        return loss(params, batch) + mean**2
+
+    dense, sparse = (fit(chosen, start(*names), epochs=1) for names in ((), TABLES))
+    for name in START:
+        np.testing.assert_array_equal(sparse.params[name], dense.params[name])
+    assert fit(chosen, epochs=1, workers=2).fingerprint == sparse.fingerprint
+
+
 def test_uses_without_a_gradient_are_allowed() -> None:
     """A comparison, `stop_gradient`, and what the loss does not depend on."""
 
@@ -333,13 +346,13 @@ def test_what_cannot_be_a_table_is_refused(value: Any) -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_named() -> None:
-    """In the third step the only bad row is that of one sample; all losses are finite."""
+    """It is that of one sample; all losses are finite."""
 
     def chosen(params: Any, batch: Any) -> Any:
-        bias = params["bias"][batch["user"]]
-        return loss(params, batch) + np.sqrt(np.abs(bias - bias * (batch["t"] == DATA["t"][7])) ** 2)
+        row = np.sum(params["users"][batch["user"]], axis=1)  # `users` is behind `items`, with rows of the same length
+        return loss(params, batch) + np.sqrt(np.abs(row - row * (batch["t"] == DATA["t"][7])) ** 2)
 
-    with pytest.raises(NonFiniteError, match=r"step \d, shard \d: the gradient of bias is not finite; first in"):
+    with pytest.raises(NonFiniteError, match=r"step \d, shard \d: the gradient of users is not finite; first in"):
         fit(chosen)
 
 
