@@ -120,6 +120,7 @@ class RunMemory:
             ("moved", (RING, 2, segments), np.dtype(np.float64)),
             ("phases", (RING, workers, len(PHASES)), np.dtype(np.float64)),
             ("undo", (workers, 1 + len(d.state_names), BLOCK), real),
+            ("old_rows", (layout.size if layout.groups else 0,), real),
             ("row_ids", (shards, layout.table_rows), np.dtype(np.int64)),
             ("parameters", (layout.size,), real),
             ("state", (len(d.state_names), layout.size), real),
@@ -145,6 +146,7 @@ class RunMemory:
         self.shard_done: NDArray[np.int64] = arrays["shard_done"]
         self.row_counts: NDArray[np.int64] = arrays["row_counts"]
         self.row_ids: NDArray[np.int64] = arrays["row_ids"]
+        self.old_rows: NDArray[np.generic] = arrays["old_rows"]
         self.coefficients: NDArray[np.float64] = arrays["coefficients"]
         self.losses: NDArray[np.float64] = arrays["losses"]
         self.decisions: NDArray[np.float64] = arrays["decisions"]
@@ -166,8 +168,9 @@ class RunMemory:
     def resident_bytes(self) -> int:
         """What it takes when all of it is in use, but for gradients of tables: a few rows where all have place."""
         layout = self.dimensions.layout
+        copies = len(self.gradients) + len(self.partials) + 1
         rows = (layout.size - layout.dense_size) * layout.dtype.itemsize
-        return self.nbytes - rows * (len(self.gradients) + len(self.partials) + 1) - self.row_ids.nbytes
+        return self.nbytes - copies * rows - self.row_ids.nbytes - self.old_rows.nbytes
 
     def close(self) -> None:
         """Give the descriptor back; the mapping goes when the last array over it does."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.comm.layout import BLOCK, TABLE_PARTS, Layout, TableGroup, split_evenly
-from dtrain.comm.memory import RunMemory
+from dtrain.comm.memory import UPDATE, VALUE, RunMemory
 from dtrain.comm.tree import Add, Leaf, Place, Register, additions, registers
 
 Ids = NDArray[np.int64]
@@ -126,6 +126,28 @@ def square_rows(
     )
 
 
+def moved_rows(memory: RunMemory, group: int, ids: Ids, parts: tuple[int, int], moved: NDArray[np.float64]) -> None:
+    """Write the squares of the updated rows of these parts, and of what they have moved from ``old_rows``."""
+    layout = memory.dimensions.layout
+    found = layout.groups[group]
+    value = np.empty((len(ids), found.width), layout.dtype)
+    cuts = part_starts(len(ids), parts)
+    lo, hi = cuts[0], cuts[-1]
+    np.take(found.whole(memory.parameters), ids[lo:hi], 0, value[lo:hi], "clip")
+    square_rows(layout, group, ids, value, parts, moved[VALUE])
+    value[lo:hi] -= compact(memory.old_rows, found, len(ids))[lo:hi]
+    square_rows(layout, group, ids, value, parts, moved[UPDATE])
+
+
+def square_of(memory: RunMemory, shard: int) -> float:
+    """The squares of the rows that a shard has left, a figure to look at."""
+    total = 0.0
+    for number, group in enumerate(memory.dimensions.layout.groups):
+        rows = np.ravel(compact(memory.gradients[shard], group, int(memory.row_counts[shard, number])))
+        total += float(np.dot(rows, rows))
+    return total
+
+
 def part_starts(rows: int, parts: tuple[int, int]) -> list[int]:
     """Where the parts ``lo..hi`` of a union of so many rows begin, and where the last of them ends."""
     return [rows * p // TABLE_PARTS for p in range(parts[0], parts[1] + 1)]
@@ -151,8 +173,8 @@ class RowSum:
         self._scratch = scratch_rows(self._layout, memory.dimensions.shards) if self._layout.groups else []
 
     def clear(self, squares: NDArray[np.float64]) -> None:
-        """Set the squares of all tables to 0: a step does not have rows in every part of every table."""
-        squares[self._layout.segment_starts[-1] :] = 0.0
+        """Set the squares (…, figures) of all tables to 0: a step does not have rows in every part of every table."""
+        squares[..., self._layout.segment_starts[-1] :] = 0.0
 
     def run(self, present: tuple[int, ...], squares: NDArray[np.float64]) -> None:
         """Add over the ``present`` shards, and write the squares of the own parts."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
 from dtrain.comm.reduce import ShardSquare
+from dtrain.comm.rows import square_of
 from dtrain.comm.shard_sums import ShardSums, Value
 from dtrain.data.sampler import take_into
 from dtrain.errors import DtrainError, InputError, ShapeError
@@ -29,7 +30,7 @@ from dtrain.graph.ops.shards import sum_over_shards_
 from dtrain.graph.tensor import recording
 from dtrain.train.program import Program
 from dtrain.train.reports import reported
-from dtrain.train.tables import BoundWithTables, ShardRows, uses_of_tables
+from dtrain.train.tables import ShardRows, uses_of_tables, with_rows
 
 _LINE = re.compile(r"\S:\d+")  # where an error says itself which line it is about
 _DTRAIN, _NUMPY = Path(__file__).parents[1], Path(np.__file__).parent
@@ -160,7 +161,7 @@ class _Signature:
             for number, (_, value, out) in enumerate(self.places(bound)):
                 bound.calls[self._sums_at[number]] = partial(runner.sums.meet, number, shard, value, out)
             if runner.layout.tables:
-                bound = BoundWithTables(bound, self._rows, shard)
+                bound = with_rows(bound, self._rows, shard)
             self._bound[shard] = bound
         return bound
 
@@ -268,7 +269,7 @@ class ShardRunner:
         """The squared norm of a shard's gradient, which is there."""
         if shard not in self._squares:
             self._squares[shard] = ShardSquare(self.layout, self.memory.gradients[shard])
-        return self._squares[shard]()
+        return self._squares[shard]() + square_of(self.memory, shard)
 
     def _signature(self, step: int, shard: int, size: int) -> _Signature:
         signature = self._signatures.get(size)

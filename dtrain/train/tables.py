@@ -133,22 +133,18 @@ class ShardRows:
             np.add.at(out.reshape(-1), flat, gradients.reshape(-1))
 
 
-class BoundWithTables(Bound):
-    """A bound plan after which the shard's rows are left in the run's memory.
+def with_rows(bound: Bound, rows: ShardRows, shard: int) -> Bound:
+    """Let the last call of a bound plan also leave the shard's rows, and name the line of ids that are no rows."""
+    for number, step in enumerate(bound.plan.steps):
+        if step.op is gather:
+            bound.calls[number] = partial(_taken, bound.calls[number], step)
+    bound.calls[-1] = partial(_both, bound.calls[-1], partial(rows.keep, shard))
+    return bound
 
-    Who makes its calls without ``run`` calls ``finish`` after the last.
-    """
 
-    def __init__(self, bound: Bound, rows: ShardRows, shard: int) -> None:
-        super().__init__(bound.plan, bound.inputs, bound.outputs, bound.calls, bound.arrays, bound.arena)
-        for number, step in enumerate(self.plan.steps):
-            if step.op is gather:
-                self.calls[number] = partial(_taken, self.calls[number], step)
-        self.finish: Call = partial(rows.keep, shard)
-
-    def run(self) -> None:
-        super().run()
-        self.finish()
+def _both(first: Call, second: Call) -> None:
+    first()
+    second()
 
 
 def _taken(take: Call, step: Step) -> None:

@@ -94,8 +94,10 @@ def write_down(decision: Decision, row: NDArray[np.float64]) -> None:
 
 
 class SliceUpdate:
-    """Update blocks ``lo..hi`` and, of the rows of tables that a step uses, the ``parts`` ``lo..hi`` (`comm/rows.py`),
-    in place, recording progress in row ``row`` of the run's memory."""
+    """Update blocks ``lo..hi`` in place, recording progress in row ``row`` of the run's memory.
+
+    Of the rows of tables that a step uses it updates the parts ``row_parts`` (`comm/rows.py`).
+    """
 
     def __init__(
         self,
@@ -103,10 +105,10 @@ class SliceUpdate:
         settings: Settings,
         row: int,
         blocks: tuple[int, int],
-        parts: tuple[int, int] = (0, 0),
+        row_parts: tuple[int, int] = (0, 0),
     ) -> None:
         layout = memory.dimensions.layout
-        self._rows = RowChunks(memory, row, parts)
+        self._rows = RowChunks(memory, row, row_parts)
         self._memory, self._settings, self._lo, self._hi = memory, settings, *blocks
         self._words, self._row = memory.arrived_words, row * ROW_WORDS
         self._coefficients = len(settings.rule.coefficients(0, 0.0))
@@ -182,7 +184,7 @@ class SliceUpdate:
             words[row + BLOCKS_DONE] = block + 1
             words[row + BEATS] += 1
         for chunk in range(max(start - self._hi, 0), self._rows.count):
-            self._rows.save(chunk)
+            self._rows.save(chunk, is_sampled)
             words[row + BLOCK_IN_WORK] = self._hi + chunk
             parameter, gradient, state, scratch = self._rows.gather(chunk, factor)
             if bound is not None:
@@ -191,6 +193,8 @@ class SliceUpdate:
             self._rows.put_back(chunk)
             words[row + BLOCKS_DONE] = self._hi + chunk + 1
             words[row + BEATS] += 1
+        if is_sampled:
+            self._rows.measure(self._memory.moved[step % RING])
 
     def _measure(self, block: int, moved: NDArray[np.float64]) -> None:
         """Write down how large each parameter's part of a block is now, and how far it has moved from its old value."""

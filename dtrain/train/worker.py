@@ -283,6 +283,7 @@ class Member:
         is_sampled = bool(memory.coefficients[slot, SAMPLED])
         if self.rank == 0:
             self._rows.clear(memory.squares[slot])
+            self._rows.clear(memory.moved[slot])
         data = forward = backward = waited = 0.0
         start = perf_counter()
         between = self._between

@@ -78,6 +78,23 @@ def test_the_norms_of_tables_are_part_of_the_gradients():
         assert squares == pytest.approx(record.gradient_norm**2, rel=1e-9)
 
 
+def test_what_is_told_of_sampled_steps_is_the_same_for_any_number_of_workers():
+    found = []
+    for workers in (0, 3):
+        seen = []
+
+        class Watch(Observer):
+            def steps(self, records):
+                seen.extend(records)  # noqa: B023
+
+        train(spec_of(epochs=2), workers, Watch(), norms_every=1)
+        found.append([(r.weight_norms, r.update_norms, r.noise) for r in seen])
+    assert found[0] == found[1]
+    weights, updates, noise = found[0][0]
+    assert 0 < updates["tables"] < weights["tables"]
+    assert noise["scale"] > 0
+
+
 @pytest.mark.parametrize(
     ("phase", "rank"), [("gradients", 1), ("row sum", 0), ("row sum", 1), ("rows", 0), ("rows", 1)]
 )

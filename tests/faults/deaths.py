@@ -133,7 +133,7 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
 
     def deadly_put_back(self, chunk):
         if phase == "rows" and (here["step"], here["rank"]) == (STEP, rank):
-            number, ids, _ = self._chunks[chunk]
+            number, ids, *_ = self._chunks[chunk]
             for live in self._live[number]:
                 live[ids[len(ids) // 2 :]] = np.nan
             die()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dtrain.comm.layout import BLOCK, TABLE_PARTS, Layout
-from dtrain.comm.memory import BLOCKS_DONE, RING, Dimensions, RunMemory
+from dtrain.comm.memory import BLOCKS_DONE, RING, SAMPLED, UPDATE, VALUE, Dimensions, RunMemory
 from dtrain.comm.rows import compact, parts_of, used_rows
 from dtrain.optim import make_rule
 from dtrain.optim.rule import Rule
@@ -109,6 +109,7 @@ def run_until_death(memory: RunMemory, chosen: Settings, rank: Any, victim: int,
         view.reaper = mortal.arrived_words._reaper
         setattr(mortal, name, view)
     mortal.row_ids, mortal.row_counts = memory.row_ids, memory.row_counts
+    mortal.old_rows, mortal.moved = memory.old_rows, memory.moved
     try:
         getattr(SliceUpdate(mortal, chosen, *rank), method)(1, DECISION)
     except Death:
@@ -118,7 +119,7 @@ def run_until_death(memory: RunMemory, chosen: Settings, rank: Any, victim: int,
 
 def copy_of(memory: RunMemory, rule: Rule) -> RunMemory:
     other = memory_of(rule)
-    for name in ("parameters", "state", "undo", "total", "arrived"):
+    for name in ("parameters", "state", "undo", "total", "arrived", "coefficients", "moved", "old_rows"):
         getattr(other, name)[...] = getattr(memory, name)
     return other
 
@@ -129,6 +130,7 @@ def test_a_death_at_any_write_is_completed_exactly_once(name: str) -> None:
     chosen = Settings(rule, None, None, "stop")
     ranks = slices_of(2)
     start = memory_of(rule)
+    start.coefficients[1, SAMPLED] = 1.0
     expected = copy_of(start, rule)
     for rank in ranks:
         SliceUpdate(expected, chosen, *rank).run(1, DECISION)
@@ -143,7 +145,10 @@ def test_a_death_at_any_write_is_completed_exactly_once(name: str) -> None:
             for rank in ranks:
                 SliceUpdate(memory, chosen, *rank).complete(1, DECISION)
             assert state_of(memory) == state_of(expected), f"death at write {victim}, {torn:.0%} of it done"
+            assert np.array_equal(memory.moved, expected.moved), f"death at write {victim}"
         victim += 1
+    tables = slice(LAYOUT.segment_starts[-1], None)
+    assert 0 < np.sum(expected.moved[1, UPDATE, tables]) < np.sum(expected.moved[1, VALUE, tables])
     chunks = int(expected.arrived[0, BLOCKS_DONE]) - 1
     assert chunks >= 4
     assert victim > 3 + chunks * (4 + 2 * (1 + len(rule.state_names)))
