@@ -45,7 +45,7 @@ class RowChunks:
         self.count = len(self._chunks)
 
     def save(self, chunk: int, is_sampled: bool = False) -> None:
-        """Copy the old content of a chunk into the undo record, and its parameters to ``old_rows`` at a sampled step."""
+        """Copy the old content of a chunk into the undo record, at a sampled step parameters to ``old_rows`` too."""
         number, ids, _, lo = self._chunks[chunk]
         if is_sampled:
             group = self._groups[number]

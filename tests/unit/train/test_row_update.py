@@ -81,8 +81,10 @@ class MortalTables(MortalArray):
     """A view of the run's memory in which rows are read and written too."""
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if function is not np.take:
+        if function is np.copyto:
             return super().__array_function__(function, types, args, kwargs)
+        if function is not np.take or not isinstance(args[3], MortalTables):
+            return function(*(a.view(np.ndarray) if isinstance(a, MortalArray) else a for a in args), **kwargs)
         source, ids, axis, out, mode = args
         source = source.view(np.ndarray)
         out.reaper.write(out.view(np.ndarray), lambda target: np.take(source, ids, axis, target, mode))
@@ -104,12 +106,12 @@ class MortalTables(MortalArray):
 
 def run_until_death(memory: RunMemory, chosen: Settings, rank: Any, victim: int, torn: float, method: str) -> bool:
     mortal: Any = Mortal(memory, Reaper(victim, torn))
-    for name in ("parameters", "state", "undo", "total"):
-        view = getattr(mortal, name).view(np.ndarray).view(MortalTables)
+    for name in ("parameters", "state", "undo", "total", "old_rows"):
+        view = getattr(memory, name).view(MortalTables)
         view.reaper = mortal.arrived_words._reaper
         setattr(mortal, name, view)
     mortal.row_ids, mortal.row_counts = memory.row_ids, memory.row_counts
-    mortal.old_rows, mortal.moved = memory.old_rows, memory.moved
+    mortal.moved = memory.moved
     try:
         getattr(SliceUpdate(mortal, chosen, *rank), method)(1, DECISION)
     except Death:
