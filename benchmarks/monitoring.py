@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from common import describe_machine, median, microseconds, publish, table
-from step import OPTIMIZERS, WORKLOADS, DtrainRun, Segment, Workload
+from step import OPTIMIZERS, WORKLOADS, DtrainRun, Segment, Workload, make_program
 
 from dtrain.comm.threads import one_blas_thread
 from dtrain.monitor.endpoint import MetricsEndpoint
@@ -75,7 +75,8 @@ def compare(workload: Workload, optimizer: str, workers: int, rounds: int) -> di
     try:
         for name, settings in CONTESTANTS.items():
             kind = Unwatched if name == "off" else Watched
-            runs[name] = kind(workload, optimizer, SHARDS, workers, rounds + 2, **settings)
+            program = make_program(workload, optimizer, SHARDS, workload.segment * (rounds + 2))
+            runs[name] = kind(program, workers, **settings)
             if isinstance(run := runs[name], Watched):
                 run.serve()
         order = list(CONTESTANTS)
@@ -95,7 +96,7 @@ def compare(workload: Workload, optimizer: str, workers: int, rounds: int) -> di
 
 def fitted(workload: Workload, optimizer: str, workers: int, seconds: float) -> Workload:
     """The workload with segments of about so many seconds."""
-    run = Unwatched(workload, optimizer, SHARDS, workers, 3)
+    run = Unwatched(make_program(workload, optimizer, SHARDS, workload.segment * 3), workers)
     try:
         run.segment()
         step_seconds = run.segment().step_seconds

@@ -144,11 +144,9 @@ class DtrainRun(Observer):
     While it waits its workers sleep. The evaluation, of one sample, lies outside of the segments.
     """
 
-    def __init__(
-        self, workload: Workload, optimizer: str, shards: int, workers: int, segments: int, **settings: Any
-    ) -> None:
-        program = make_program(workload, optimizer, shards, workload.segment * segments)
-        self._segment_steps = workload.segment
+    def __init__(self, program: Program, workers: int, **settings: Any) -> None:
+        """``program`` evaluates after each segment."""
+        self._segment_steps = program.eval_every
         self._folder = tempfile.TemporaryDirectory()
         self._metrics = RunMetrics()
         self._log = MetricsLog(Path(self._folder.name, "metrics.jsonl"))
@@ -161,7 +159,7 @@ class DtrainRun(Observer):
         launcher = LocalLauncher(program_payload(program, max_workers(workers)))
         chosen = RunSettings(workers=workers, timeout_seconds=60.0, **settings)
         self._service = Service(program, chosen, launcher, numerics_class(), observer=self)
-        self._thread = threading.Thread(target=self._run, name=f"dtrain {workload.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="dtrain", daemon=True)
 
     def segment(self) -> Segment:
         """Run the next segment."""
@@ -387,7 +385,10 @@ def compare(ranks: Ranks, workload: Workload, optimizer: str, workers: int, roun
     if workload.batch % workers:
         raise SystemExit(f"{workload.name}: a batch of {workload.batch} is not a multiple of {workers} workers")
     torch_run = TorchRun(ranks, workload, optimizer)
-    runs = {f"V={shards}": DtrainRun(workload, optimizer, shards, workers, rounds + 1) for shards in {8, workers}}
+    steps = workload.segment * (rounds + 1)
+    runs = {
+        f"V={shards}": DtrainRun(make_program(workload, optimizer, shards, steps), workers) for shards in {8, workers}
+    }
     contestants: dict[str, Callable[[], Segment]] = {n: r.segment for n, r in runs.items()}
     contestants["torch"] = torch_run.segment
     names = list(contestants)

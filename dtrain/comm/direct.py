@@ -25,7 +25,7 @@ _ALIGN = 64
 def is_direct(memory: RunMemory, part: Part, own: OwnSubtrees) -> bool:
     """Whether the buffer is small enough: the same answer on every host."""
     most = max(len(subtrees) for subtrees in own.of_host)
-    return (part.hosts - 1) * most * memory.dimensions.layout.nbytes <= DIRECT_BYTES
+    return (part.hosts - 1) * most * memory.dimensions.layout.dense_nbytes <= DIRECT_BYTES
 
 
 class DirectExchange:
@@ -74,7 +74,7 @@ class DirectExchange:
                 call()
         message = self._message
         for subtree, row in self._own.rows.items():
-            message.rows[subtree][:] = row
+            message.rows[subtree][:] = row[: message.rows[subtree].size]
         message.losses[:] = self._memory.losses[slot]
         message.shard_squares[:] = self._memory.shard_squares[slot]
         for peer in self._peers:
@@ -128,11 +128,11 @@ class _Message:
 
     def __init__(self, memory: RunMemory, own: OwnSubtrees, host: int) -> None:
         layout, shards = memory.dimensions.layout, memory.dimensions.shards
-        row_bytes = -(-layout.nbytes // _ALIGN) * _ALIGN
+        row_bytes = -(-layout.dense_nbytes // _ALIGN) * _ALIGN
         subtrees = own.of_host[host]
         self.content = np.zeros(len(subtrees) * row_bytes + 16 * shards, np.uint8)
         self.rows: dict[Subtree, NDArray[np.generic]] = {
-            subtree: self.content[i * row_bytes : i * row_bytes + layout.nbytes].view(layout.dtype)
+            subtree: self.content[i * row_bytes : i * row_bytes + layout.dense_nbytes].view(layout.dtype)
             for i, subtree in enumerate(subtrees)
         }
         figures = self.content[len(subtrees) * row_bytes :].view(np.float64)

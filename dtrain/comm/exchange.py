@@ -2,8 +2,8 @@
 
 The order of summation is that of `tree.py`, whoever adds. A host first adds what it can add alone: the largest subtrees
 whose shards it holds (`own.py`). A small buffer then goes straight to all other hosts (`direct.py`), a large one by way
-of the owners of its slices (`slices.py`). The same additions are made as on one host, on the same values, so the bits
-are the same.
+of the owners of its slices (`slices.py`). The rows of tables go before it (`row_exchange.py`). The same additions are
+made as on one host, on the same values, so the bits are the same.
 
 A large buffer may leave bucket by bucket while earlier layers still run backward: a helper thread of the host's first
 rank adds and sends what every rank of the host has reported as ready.
@@ -26,10 +26,11 @@ import numpy as np
 from dtrain.comm.barrier import Halted
 from dtrain.comm.direct import DirectExchange, is_direct
 from dtrain.comm.layout import split_evenly
-from dtrain.comm.links import LinkLost, Links
+from dtrain.comm.links import Kind, LinkLost, Links
 from dtrain.comm.memory import COMPLETE, HALT, PARTIAL, READY, RING, ROW_WORDS, WAITS, RunMemory
 from dtrain.comm.own import Held, OwnSubtrees, Part
 from dtrain.comm.reduce import Call
+from dtrain.comm.row_exchange import RowExchange
 from dtrain.comm.slices import SliceExchange, buckets
 
 __all__ = ["OVERLAP_BYTES", "Held", "HostSum", "Part"]
@@ -60,8 +61,9 @@ class HostSum:
         self._memory, self._part, self._links, self._generation = memory, part, links, generation
         self._row = part.rank * ROW_WORDS
         self._own_calls: dict[tuple[Held, tuple[int, ...]], list[Call]] = {}
-        self._exchanges: dict[tuple[Held, tuple[int, ...]], Exchange] = {}
-        self.overlaps = layout.nbytes >= OVERLAP_BYTES if overlaps is None else overlaps
+        self._exchanges: dict[tuple[Held, tuple[int, ...]], tuple[Exchange, RowExchange | None]] = {}
+        self.overlaps = layout.dense_nbytes >= OVERLAP_BYTES if overlaps is None else overlaps
+        self.overlaps = self.overlaps and not layout.tables  # rows are there when a shard is done, and go first
         self.buckets = buckets(layout.blocks, part.hosts)
         self._helper: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
@@ -90,7 +92,11 @@ class HostSum:
         """
         for rank in range(1, self._part.ranks):
             self._wait(rank * ROW_WORDS + PARTIAL, step + 1, idle)
-        exchange = self._exchange_of(held, present)
+        exchange, rows = self._exchange_of(held, present)
+        if rows is not None:
+            assert self._links is not None
+            squares = self._memory.squares[step % RING]
+            rows.run(self._links, step, squares, lambda: self._progress(step, _PATIENCE_SECONDS, True, idle))
         self._run(exchange, step, idle, lambda: len(self.buckets), _PATIENCE_SECONDS)
 
     def start(self, step: int, held: Held, present: tuple[int, ...]) -> None:
@@ -120,7 +126,7 @@ class HostSum:
     def _overlap(self, step: int, held: Held, present: tuple[int, ...]) -> None:
         words, total = self._memory.arrived_words, len(self.buckets)
         rows = [rank * ROW_WORDS + READY for rank in range(self._part.ranks)]
-        exchange = self._exchange_of(held, present)
+        exchange, _ = self._exchange_of(held, present)
 
         def ready() -> int:
             return min(words[row] for row in rows) - step * total
@@ -133,29 +139,38 @@ class HostSum:
     ) -> None:
         """Exchange one step; ``ready`` tells how many buckets are there."""
         assert self._links is not None
-        links, words, header, slot = self._links, self._memory.arrived_words, self._memory.header_words, step % RING
+        links, slot = self._links, step % RING
         exchange.start(links, step)
         while exchange.is_waiting or not links.is_sent():
-            if header[HALT] >= self._generation or self._is_closed:
-                raise Halted
+            self._check_halt()
             if exchange.offered < len(self.buckets):
                 exchange.offer(links, slot, ready(), self.overlaps)
-            try:
-                arrived = links.progress(step, patience if exchange.offered < len(self.buckets) else _PATIENCE_SECONDS)
-            except LinkLost:
-                if header[HALT] >= self._generation:  # the other host has only seen it first
-                    raise Halted from None
-                raise
-            if not arrived:
-                if exchange.offered == len(self.buckets):  # until then this host has work of its own
-                    words[self._row + WAITS] += 1
-                idle()
-            for host, kind in arrived:
+            is_idle = exchange.offered == len(self.buckets)  # until then this host has work of its own
+            for host, kind in self._progress(step, _PATIENCE_SECONDS if is_idle else patience, is_idle, idle):
                 exchange.arrived(links, host, kind, slot)
             if exchange.is_whole:
                 exchange.take_figures(slot)
-                header[COMPLETE] = step + 1
+                self._memory.header_words[COMPLETE] = step + 1
                 exchange.announce(links)
+
+    def _check_halt(self) -> None:
+        if self._memory.header_words[HALT] >= self._generation or self._is_closed:
+            raise Halted
+
+    def _progress(self, step: int, patience: float, is_idle: bool, idle: Callable[[], None]) -> list[tuple[int, Kind]]:
+        """Let the lines work for at most so long, and return what has arrived."""
+        assert self._links is not None
+        self._check_halt()
+        try:
+            arrived = self._links.progress(step, patience)
+        except LinkLost:
+            self._check_halt()  # the other host has only seen it first
+            raise
+        if not arrived:
+            if is_idle:
+                self._memory.arrived_words[self._row + WAITS] += 1
+            idle()
+        return arrived
 
     def _wait(self, word: int, value: int, idle: Callable[[], None]) -> None:
         words, turns = self._memory.arrived_words, 0
@@ -170,14 +185,16 @@ class HostSum:
                     idle()
                 time.sleep(100e-6)
 
-    def _exchange_of(self, held: Held, present: tuple[int, ...]) -> Exchange:
-        exchange = self._exchanges.get((held, present))
-        if exchange is None:
+    def _exchange_of(self, held: Held, present: tuple[int, ...]) -> tuple[Exchange, RowExchange | None]:
+        found = self._exchanges.get((held, present))
+        if found is None:
             own = OwnSubtrees(self._memory, self._part, held, present)
             kind = DirectExchange if is_direct(self._memory, self._part, own) else SliceExchange
-            exchange = kind(self._memory, self._part, own, present)
-            _keep(self._exchanges, (held, present), exchange)
-        return exchange
+            has_tables = bool(self._memory.dimensions.layout.tables)
+            rows = RowExchange(self._memory, self._part, own, present) if has_tables else None
+            found = kind(self._memory, self._part, own, present), rows
+            _keep(self._exchanges, (held, present), found)
+        return found
 
 
 def _keep(found: dict[Any, Any], key: Any, value: Any) -> None:

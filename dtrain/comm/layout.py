@@ -6,6 +6,9 @@ parameter that lies in one block; norms are summed per segment.
 
 Running values (model state that is averaged over the steps instead of learnt) lie behind all parameters in blocks of
 their own, so that a block is updated in one way. Everything else takes them for parameters.
+
+Tables (parameters of which a step uses few rows) lie behind everything else and have no blocks: what is done in a step
+is done to the rows that it uses (`rows.py`). Tables whose rows are equally long are neighbours, in one `TableGroup`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,9 @@ from dtrain.errors import InputError
 
 BLOCK = 16384
 """Elements of a block: with gradient, parameter, two states and their undo copies it stays inside 512 KB of L2."""
+
+TABLE_PARTS = 16
+"""Into so many parts the rows that a step uses of the tables of a group are cut: the work that the ranks share."""
 
 _ALIGN_BYTES = 64
 
@@ -36,16 +42,42 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class TableGroup:
+    """Tables whose rows have ``width`` elements: elements ``lo:hi`` of the flat buffer, as one array (rows, width).
+
+    Rows are numbered through all groups. Those of this one begin at ``first_row``; table ``tables[i]`` (an index of a
+    parameter) begins at row ``starts[i]``, counted from ``first_row``, and may be followed by rows that nobody uses.
+    """
+
+    width: int
+    tables: tuple[int, ...]
+    starts: tuple[int, ...]
+    rows: int
+    first_row: int
+    lo: int
+
+    @property
+    def hi(self) -> int:
+        return self.lo + self.rows * self.width
+
+    def whole(self, buffer: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The tables as (rows, width), a view of a flat buffer."""
+        return buffer[self.lo : self.hi].reshape(self.rows, self.width)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where each parameter lies in a flat buffer of one dtype. The same names and shapes give the same layout.
 
-    ``running`` are those that are running values, as pairs (index, momentum), with ascending indices.
+    ``running`` are those that are running values, as pairs (index, momentum), with ascending indices; ``tables`` are
+    the indices of those that are tables, ascending.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: np.dtype[np.generic]
     running: tuple[tuple[int, float], ...] = ()
+    tables: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -53,13 +85,14 @@ class Layout:
         leaves: Sequence[tuple[str, NDArray[np.generic]]],
         dtype: np.dtype[np.generic],
         running: Sequence[tuple[int, float]] = (),
+        tables: Sequence[int] = (),
     ) -> Layout:
-        """Lay out named arrays; refuse anything that is not a float array."""
+        """Lay out named arrays; refuse anything that is not a float array, and tables without a row or an element."""
         for name, leaf in leaves:
             if np.asarray(leaf).dtype.kind != "f":
                 raise InputError(
                     f"parameter {name}: expected a {dtype} array, got dtype {np.asarray(leaf).dtype}; "
-                    "keep counters and tables out of the parameters"
+                    "keep counters out of the parameters"
                 )
         if len(leaves) == len(running):
             raise InputError(
@@ -67,7 +100,13 @@ class Layout:
                 + (" that is not marked as running" if running else "")
             )
         shapes = tuple(np.shape(a) for _, a in leaves)
-        return cls(tuple(n for n, _ in leaves), shapes, np.dtype(dtype), tuple(running))
+        for index in tables:
+            if not shapes[index] or not 0 < prod(shapes[index][1:]) <= BLOCK or not shapes[index][0]:
+                raise InputError(
+                    f"parameter {leaves[index][0]}: a table has at least one row, of 1 to {BLOCK} elements, got shape "
+                    f"{shapes[index]}; leave dtrain.nn.table away"
+                )
+        return cls(tuple(n for n, _ in leaves), shapes, np.dtype(dtype), tuple(running), tuple(tables))
 
     @cached_property
     def momenta(self) -> dict[int, float]:
@@ -81,7 +120,7 @@ class Layout:
 
     @cached_property
     def _places(self) -> tuple[tuple[int, ...], int, int]:
-        """The offsets, the end of the parameters, and the end of everything."""
+        """The offsets, the end of the parameters, and the end of what has blocks."""
         step = _ALIGN_BYTES // self.dtype.itemsize
         offsets, end = [0] * len(self.shapes), 0
 
@@ -91,14 +130,43 @@ class Layout:
             end += -(-prod(self.shapes[index]) // step) * step
 
         for index in range(len(self.shapes)):
-            if index not in self.momenta:
+            if index not in self.momenta and index not in self.tables:
                 place(index)
         parameters = end = max(step, end)
         if self.running:
             end = -(-end // BLOCK) * BLOCK
             for index, _ in self.running:
                 place(index)
+        for group in self._groups_after(end):
+            for index, start in zip(group.tables, group.starts, strict=True):
+                offsets[index] = group.lo + start * group.width
         return tuple(offsets), parameters, end
+
+    def _groups_after(self, end: int) -> tuple[TableGroup, ...]:
+        """The groups of tables, when everything else ends at element ``end``."""
+        of_width: dict[int, list[int]] = {}
+        for index in self.tables:
+            of_width.setdefault(prod(self.shapes[index][1:]), []).append(index)
+        groups: list[TableGroup] = []
+        first_row, lo, step = 0, -(-end // BLOCK) * BLOCK, _ALIGN_BYTES // self.dtype.itemsize
+        for width, indices in of_width.items():
+            whole, starts, rows = step // gcd(step, width), [], 0  # every table begins on a 64-byte boundary
+            for index in indices:
+                starts.append(rows)
+                rows += -(-self.shapes[index][0] // whole) * whole
+            groups.append(TableGroup(width, tuple(indices), tuple(starts), rows, first_row, lo))
+            first_row, lo = first_row + rows, groups[-1].hi
+        return tuple(groups)
+
+    @cached_property
+    def groups(self) -> tuple[TableGroup, ...]:
+        """The tables, by the length of their rows."""
+        return self._groups_after(self._places[2])
+
+    @property
+    def table_rows(self) -> int:
+        """How many rows all tables have, those between them included."""
+        return sum(group.rows for group in self.groups)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -108,15 +176,24 @@ class Layout:
     @property
     def size(self) -> int:
         """Elements of the flat buffer, padding included; what is in the padding counts for nothing."""
-        return self._places[2]
+        return self.groups[-1].hi if self.groups else self._places[2]
 
     @property
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
     @property
+    def dense_size(self) -> int:
+        """Elements of what has blocks: everything but the tables, which come after it."""
+        return self._places[2]
+
+    @property
+    def dense_nbytes(self) -> int:
+        return self.dense_size * self.dtype.itemsize
+
+    @property
     def blocks(self) -> int:
-        return -(-self.size // BLOCK)
+        return -(-self.dense_size // BLOCK)
 
     @cached_property
     def parameter_blocks(self) -> int:
@@ -125,7 +202,7 @@ class Layout:
 
     def block(self, index: int) -> slice:
         """The elements of block ``index``; the last one of the parameters and the last one of all may be shorter."""
-        end = self._places[1] if index < self.parameter_blocks else self.size
+        end = self._places[1] if index < self.parameter_blocks else self.dense_size
         return slice(index * BLOCK, min((index + 1) * BLOCK, end))
 
     def views(self, buffer: NDArray[np.generic]) -> list[NDArray[np.generic]]:
@@ -139,7 +216,8 @@ class Layout:
     def segments(self) -> tuple[tuple[Segment, ...], ...]:
         """For each block, the segments in it in index order."""
         blocks: list[list[Segment]] = [[] for _ in range(self.blocks)]
-        for parameter in sorted(range(len(self.shapes)), key=self.offsets.__getitem__):
+        dense = (i for i in range(len(self.shapes)) if i not in self.tables)
+        for parameter in sorted(dense, key=self.offsets.__getitem__):
             lo = self.offsets[parameter]
             end = lo + prod(self.shapes[parameter])
             while lo < end:
@@ -161,6 +239,13 @@ class Layout:
     def segment_parameters(self) -> tuple[int, ...]:
         """The parameter of each segment, in index order."""
         return tuple(s.parameter for block in self.segments for s in block)
+
+    @cached_property
+    def square_parameters(self) -> tuple[int, ...]:
+        """The parameter of each figure that the norm is made of: one for a segment, `TABLE_PARTS` for a table."""
+        return self.segment_parameters + tuple(
+            index for group in self.groups for index in group.tables for _ in range(TABLE_PARTS)
+        )
 
 
 def split_evenly(count: int, parts: int) -> list[tuple[int, int]]:

@@ -49,6 +49,9 @@ class Kind(IntEnum):
     FIGURES = 2  # the squares of the owner's slice and the losses and squared norms of its shards
     DONE = 3  # everything has arrived
     VALUES = 4  # what the shards of a host have handed in to one sum over shards
+    ROW_COUNTS = 5  # how many rows of each group of tables each shard uses
+    ROW_IDS = 6  # which rows these are
+    ROWS = 7  # the sums of subtrees in the rows that they use
 
 
 class LinkLost(Exception):

@@ -5,7 +5,7 @@ not even after ``kill -9`` of everything; it lives as long as any process maps i
 Pages that nobody touches cost nothing.
 
 Who may write what, so that no lock is needed: the coordinator writes ``header``, ``coefficients`` and, between
-generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, losses,
+generations, everything; rank r writes row r of ``arrived``, ``undo`` and ``phases``, the gradients, row ids, losses,
 ``shard_squares`` and ``shard_done`` of its own shards, its own slice of ``total``, ``parameters`` and ``state``, and
 the ``squares`` and ``moved`` of that slice; rank 0 also writes ``decisions``. With several hosts each has such a memory
 of its own, and rank r means its rank among those of the host; rank 0 writes all of ``total``, ``squares``, ``losses``
@@ -105,12 +105,13 @@ class RunMemory:
     def __init__(self, dimensions: Dimensions, fd: int | None = None) -> None:
         self.dimensions = d = dimensions
         layout = d.layout
-        workers, shards, segments = d.max_workers, d.shards, layout.segment_starts[-1]
+        workers, shards, segments = d.max_workers, d.shards, len(layout.square_parameters)
         real = layout.dtype
         fields: list[tuple[str, tuple[int, ...], np.dtype[np.generic]]] = [
             ("header", (HEADER_WORDS,), np.dtype(np.int64)),
             ("arrived", (workers, ROW_WORDS), np.dtype(np.int64)),
             ("shard_done", (shards,), np.dtype(np.int64)),
+            ("row_counts", (shards, len(layout.groups)), np.dtype(np.int64)),
             ("coefficients", (RING, COEFFICIENTS), np.dtype(np.float64)),
             ("losses", (RING, shards), np.dtype(np.float64)),
             ("decisions", (RING, DECISION_WORDS), np.dtype(np.float64)),
@@ -119,6 +120,8 @@ class RunMemory:
             ("moved", (RING, 2, segments), np.dtype(np.float64)),
             ("phases", (RING, workers, len(PHASES)), np.dtype(np.float64)),
             ("undo", (workers, 1 + len(d.state_names), BLOCK), real),
+            ("old_rows", (layout.size if layout.groups else 0,), real),
+            ("row_ids", (shards, layout.table_rows), np.dtype(np.int64)),
             ("parameters", (layout.size,), real),
             ("state", (len(d.state_names), layout.size), real),
             ("total", (layout.size,), real),
@@ -141,6 +144,9 @@ class RunMemory:
         self.header: NDArray[np.int64] = arrays["header"]
         self.arrived: NDArray[np.int64] = arrays["arrived"]
         self.shard_done: NDArray[np.int64] = arrays["shard_done"]
+        self.row_counts: NDArray[np.int64] = arrays["row_counts"]
+        self.row_ids: NDArray[np.int64] = arrays["row_ids"]
+        self.old_rows: NDArray[np.generic] = arrays["old_rows"]
         self.coefficients: NDArray[np.float64] = arrays["coefficients"]
         self.losses: NDArray[np.float64] = arrays["losses"]
         self.decisions: NDArray[np.float64] = arrays["decisions"]
@@ -157,6 +163,14 @@ class RunMemory:
         self.value_steps: NDArray[np.int64] = arrays["value_steps"]
         self.values: NDArray[np.uint8] = arrays["values"]
         self.header_words, self.arrived_words = words(self.header), words(self.arrived)
+
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes when all of it is in use, but for gradients of tables: a few rows where all have place."""
+        layout = self.dimensions.layout
+        copies = len(self.gradients) + len(self.partials) + 1
+        rows = (layout.size - layout.dense_size) * layout.dtype.itemsize
+        return self.nbytes - copies * rows - self.row_ids.nbytes - self.old_rows.nbytes
 
     def close(self) -> None:
         """Give the descriptor back; the mapping goes when the last array over it does."""

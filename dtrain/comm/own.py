@@ -67,5 +67,5 @@ class OwnSubtrees:
 
 def elements(memory: RunMemory, blocks: tuple[int, int]) -> slice:
     """The elements of blocks ``lo..hi``."""
-    size = memory.dimensions.layout.size
+    size = memory.dimensions.layout.dense_size
     return slice(min(blocks[0] * BLOCK, size), min(blocks[1] * BLOCK, size))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.data.characters import Characters
+from dtrain.data.clicks import Clicks
 from dtrain.data.files import FileOptions, load_npy, load_npz
 from dtrain.data.generated import Blobs, Digits, Spiral, Synthetic
 from dtrain.data.source import Source, check_finite
@@ -30,6 +31,7 @@ SOURCES: dict[str, Entry] = {
     "spiral": Entry(Spiral, Spiral.load),
     "blobs": Entry(Blobs, Blobs.load),
     "synthetic": Entry(Synthetic, Synthetic.load),
+    "clicks": Entry(Clicks, Clicks.load),
     "characters": Entry(Characters, Characters.load, {"file": False}),
     "npz": Entry(FileOptions, load_npz, {"train": True, "eval": False}),
     "npy": Entry(FileOptions, load_npy, {"x": True, "y": False, "eval_x": False, "eval_y": False}),

@@ -15,6 +15,7 @@ from dtrain.errors import InputError
 SHUFFLE = int.from_bytes(b"shuffle", "big")
 SPLIT = int.from_bytes(b"split", "big")
 BLOBS = int.from_bytes(b"blobs", "big")
+CLICKS = int.from_bytes(b"clicks", "big")
 SYNTHETIC = int.from_bytes(b"synth", "big")
 
 _WORDS = 2**64

@@ -76,13 +76,13 @@ def _influenced(wrt: Sequence[Tensor], outputs: Sequence[Tensor]) -> bytearray:
     for node in nodes[min(w.index for w in wrt) : last + 1]:
         for i in node.inputs:
             if marked[i.index]:
-                if _passes(node):
+                if passes_gradient(node):
                     marked[node.index] = 1
                 break
     return marked
 
 
-def _passes(node: Tensor) -> bool:
+def passes_gradient(node: Tensor) -> bool:
     """Whether the node has a derivative."""
     op = node.op
     if isinstance(op, Several):

@@ -331,7 +331,10 @@ def record(op: Primitive, args: Sequence[Any], static: Static = EMPTY) -> Any:
         shape, dtype = op.infer(inputs, static)
     except np.linalg.LinAlgError as error:
         raise np.linalg.LinAlgError(f"{op.name}: {error}; made at {format_line(line)}") from error
-    except (ValueError, IndexError) as error:
+    except IndexError as error:
+        shapes = ", ".join(str(i.shape) for i in inputs)
+        raise ShapeError(f"{op.name}: {error}, got {shapes}; made at {format_line(line)}") from error
+    except ValueError as error:
         shapes = ", ".join(str(i.shape) for i in inputs)
         if op.name == "matmul" and len(inputs) == 2:
             shapes = f"{inputs[0].shape} @ {inputs[1].shape}"

@@ -33,7 +33,7 @@ def build(spec: JobSpec, check: bool = True) -> Program:
     steps_per_epoch = -(-source.n // spec.batch)
     steps = spec.steps if spec.steps is not None else (spec.epochs or 0) * steps_per_epoch
     rule, schedule = optimizer_of(spec.optimizer, steps)
-    init, loss, metrics = _model(spec, source)
+    init, loss, metrics = _model(spec, source, check)
     every = spec.eval.every
     return Program(
         init=init,
@@ -71,18 +71,24 @@ def optimizer_of(spec: OptimizerSpec, steps: int) -> tuple[Rule, Schedule]:
     return make_rule(spec.name, **options), schedule
 
 
-def _model(spec: JobSpec, source: Source) -> tuple[Any, Any, Any]:
+def _model(spec: JobSpec, source: Source, check: bool) -> tuple[Any, Any, Any]:
     """Return init, loss and metrics (or None) of the spec's model."""
     entry = spec.entry()
     if entry is None:
         assert spec.model.name is not None
         model = make_model(spec.model.name, **spec.model.options)
-        for key in ("x", "y"):
+        wanted = (*model.arrays, "y")
+        for key in wanted:
             if key not in source.train:
+                names = f"{', '.join(wanted[:-1])} and y"
                 raise InputError(
-                    f"model.name: {spec.model.name} expects arrays x and y, the data has {', '.join(source.train)}; "
-                    "name them x and y, or write your own model file"
+                    f"model.name: {spec.model.name} expects arrays {names}, the data has {', '.join(source.train)}; "
+                    f"name them {names}, or write your own model file"
                 )
+        if check:
+            for part, arrays in (("train", source.train), ("eval", source.eval)):
+                if arrays:
+                    model.check(part, arrays)
         outputs = source.classes
         if outputs is None and model.reads_integers:
             outputs = source.count_tokens()

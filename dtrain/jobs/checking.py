@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtrain.comm.rows import dense_tables
 from dtrain.comm.threads import one_blas_thread
 from dtrain.graph import (
     CheckReport,
@@ -212,8 +213,9 @@ def _check_sums(spec: JobSpec, program: Program, model: _Model, workers: int) ->
     if outcome.error is not None:
         raise outcome.error
     layout, sampler = service.memory.dimensions.layout, program.sampler()
-    found = [view for i, view in enumerate(layout.views(total)) if i not in layout.momenta]
     shards = [indices for s in range(program.shards) if len(indices := sampler.indices(0, s))]
+    tables = dense_tables(service.memory, total, range(len(shards)))
+    found = [tables.get(i, view) for i, view in enumerate(layout.views(total)) if i not in layout.momenta]
     expected, graph = model.gradient(np.concatenate(shards), 0)
     reference = "batch in one piece"
     is_of_shards = graph.key is not None or bool(model.running)

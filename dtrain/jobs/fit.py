@@ -19,6 +19,7 @@ from dtrain.jobs.run import stop_on_signals
 from dtrain.jobs.spec import parse_spec
 from dtrain.jobs.watcher import Watcher
 from dtrain.nn.running import Running
+from dtrain.nn.table import Table
 from dtrain.train.numerics import numerics_class
 from dtrain.train.program import Program
 from dtrain.train.service import RunSettings, Service
@@ -48,8 +49,8 @@ class _Given:
 
 
 def _copied(leaf: Any) -> Any:
-    """A copy that a mark of ``dtrain.nn.running`` survives."""
-    return leaf.copy() if isinstance(leaf, Running) else np.array(leaf, copy=True)
+    """A copy that a mark of ``dtrain.nn.running`` or ``dtrain.nn.table`` survives."""
+    return leaf.copy() if isinstance(leaf, Running | Table) else np.array(leaf, copy=True)
 
 
 def fit(
@@ -75,11 +76,11 @@ def fit(
     """Train ``params`` to minimise the mean of ``loss`` over ``data``, data-parallel on the cores of this machine.
 
     ``loss(params, batch)`` is plain NumPy and returns a loss per sample (n,), or a scalar: the mean over the shard.
-    ``params`` is a tree of float arrays, running values marked with ``dtrain.nn.running``, or a function ``init(rng)``
-    that makes one. ``data`` and ``eval_data`` are dicts of arrays with a common leading sample axis; ``batch`` is the
-    global mini-batch. ``optimizer`` is a name, or a mapping with the keys of a job spec ({"name": "adam", "lr": 1e-3,
-    "clip_norm": 1.0}). The length is ``epochs`` (1 if neither is given) or ``steps``. ``workers``: processes, "auto" is
-    one per core, 0 is none; the result does not depend on it.
+    ``params`` is a tree of float arrays, running values and tables marked with ``dtrain.nn.running`` and
+    ``dtrain.nn.table``, or a function ``init(rng)`` that makes one. ``data`` and ``eval_data`` are dicts of arrays with
+    a common leading sample axis; ``batch`` is the global mini-batch. ``optimizer`` is a name, or a mapping with the
+    keys of a job spec ({"name": "adam", "lr": 1e-3, "clip_norm": 1.0}). The length is ``epochs`` (1 if neither is
+    given) or ``steps``. ``workers``: processes, "auto" is one per core, 0 is none; the result does not depend on it.
 
     Functions defined in the script or notebook are sent to the workers; a script needs no ``__main__`` guard. Raises
     DtrainError: InputError for arguments that do not fit, NonFiniteError when a value is not finite. Ctrl-C ends the

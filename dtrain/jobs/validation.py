@@ -77,7 +77,7 @@ def validate(spec: JobSpec) -> Validation:
                 runner.evaluate(0)
             meets = runner.meets(0, [0])
         layout, memory = runner.layout, state.memory
-        shared = memory.nbytes - memory.values.nbytes - memory.value_steps.nbytes
+        shared = memory.resident_bytes - memory.values.nbytes - memory.value_steps.nbytes
         if meets:  # the shards of a worker are under way side by side
             shared += program.shards * runner.sums.nbytes
             scratch *= -(-program.shards // workers)

@@ -52,6 +52,7 @@ from dtrain.nn.pooling import avg_pool, max_pool
 from dtrain.nn.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_cell
 from dtrain.nn.running import report, running
 from dtrain.nn.supervised import Supervised, supervise
+from dtrain.nn.table import table
 
 __all__ = [
     "LOSSES",
@@ -111,5 +112,6 @@ __all__ = [
     "squared_hinge",
     "sum_over_shards",
     "supervise",
+    "table",
     "tanh",
 ]

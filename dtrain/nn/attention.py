@@ -16,7 +16,8 @@ from dtrain.nn.layers import dropout as drop
 def embedding(table: Any, ids: Any) -> Any:
     """Rows of ``table`` (rows, d) at the integers ``ids`` of any shape: (*ids.shape, d).
 
-    The gradient of the table is dense, and adds up at rows that are taken more than once.
+    Gradients add up at rows that are taken more than once. The gradient of the table is dense, unless `init` has marked
+    it with ``dtrain.nn.table``.
     """
     return table[ids]
 

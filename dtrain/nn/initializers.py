@@ -18,6 +18,11 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Arra
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
 
 
+def uniform(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> Array:
+    """Draw from [-bound, bound)."""
+    return (rng.random(shape, dtype=np.float32) * np.float32(2.0) - np.float32(1.0)) * np.float32(bound)
+
+
 def he(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int | None = None) -> Array:
     """Draw from N(0, 2/fan_in), which keeps the variance through relu (He et al., arXiv:1502.01852, equation 10)."""
     return normal(rng, shape, math.sqrt(2.0 / (fan_in or math.prod(shape[:-1]))))

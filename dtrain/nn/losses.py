@@ -140,7 +140,12 @@ def _check_alike(scores: Any, targets: Any) -> None:
 
 
 def accuracy(scores: Any, labels: Any) -> Any:
-    """1 where the greatest score (the first of equals) is the label's, else 0; (n,) float32."""
+    """1 where the greatest score (the first of equals) is the label's, else 0; (n,) float32.
+
+    A single score (n, 1) stands for label 1 where it is above 0, else for 0.
+    """
+    if scores.shape[1] == 1:
+        return ((scores[:, 0] > 0) == (labels > 0)).astype(np.float32)
     return (np.argmax(scores, axis=1) == labels).astype(np.float32)
 
 

@@ -20,6 +20,7 @@ Batch = dict[str, Any]
 class Supervised:
     """A model under a loss, on batches {"x": (n, …), "y": (n,) labels or (n, classes) numbers}.
 
+    The batch also has what the model's ``arrays`` names beside x.
     The two are (n, time) integers in a model of sequences; its loss and accuracy are means over the time.
     The three methods are what a user's own model file gives. The dataclass holds options alone, so it can be rebuilt
     in any process from the job spec.
@@ -34,7 +35,7 @@ class Supervised:
         """Fresh float32 parameters."""
         return self.model.init(rng, self.features, self.classes)
 
-    def predict(self, params: Params, x: Any) -> Any:
+    def predict(self, params: Params, x: Any, *others: Any) -> Any:
         """The scores (n, classes). Samples of any shape are flattened, and taken in the dtype of the parameters.
 
         A model of sequences gives scores (n, time, classes); ``ShapeError`` if x is not integers (n, time) of the time
@@ -50,7 +51,7 @@ class Supervised:
         dtype = self.model.weights(params)[0].dtype
         if x.ndim != 2:
             x = x.reshape(x.shape[0], -1)
-        return self.model.predict(params, x if x.dtype == dtype else x.astype(dtype))
+        return self.model.predict(params, x if x.dtype == dtype else x.astype(dtype), *others)
 
     def loss(self, params: Params, batch: Batch) -> Any:
         """The loss of each sample (n,), the model's penalty added to each, so that their mean is the lecture's loss."""
@@ -65,7 +66,7 @@ class Supervised:
 
     def _of_each(self, measure: Callable[[Any, Any], Any], params: Params, batch: Batch) -> Any:
         """The measure of each sample (n,): of its scores and target, or the mean over those of its sequence."""
-        scores, targets = self.predict(params, batch["x"]), batch["y"]
+        scores, targets = self.predict(params, *(batch[name] for name in self.model.arrays)), batch["y"]
         if not self.model.reads_integers:
             return measure(scores, targets)
         n, time, classes = scores.shape

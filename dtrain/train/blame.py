@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dtrain.comm.memory import RING, RunMemory
+from dtrain.comm.rows import dense_tables
 from dtrain.errors import NonFiniteError
 from dtrain.train.program import Program
 from dtrain.train.shard import ShardRunner
@@ -29,6 +30,8 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
             with np.errstate(all="ignore"):
                 runner.gather(step, shard).bind(shard).run()
         views = layout.views(memory.gradients[shard])
+        for index, table in dense_tables(memory, memory.gradients[shard], [shard]).items():
+            views[index] = table
         bad = [i for i, v in enumerate(views) if not np.isfinite(v).all()]
         loss = float(memory.losses[step % RING, shard])
         if np.isfinite(loss) and not bad:

@@ -23,6 +23,7 @@ from dtrain.comm.memory import (
     WAITS,
     RunMemory,
 )
+from dtrain.comm.rows import parts_of
 from dtrain.train.program import Program
 from dtrain.train.update import Settings, SliceUpdate, decide, write_down
 
@@ -100,6 +101,6 @@ class Host:
         if decision.action == "update":
             with np.errstate(all="ignore"):
                 for rank, blocks in enumerate(split_evenly(memory.dimensions.layout.blocks, ranks)):
-                    SliceUpdate(memory, self._settings, rank, blocks).complete(step, decision)
+                    SliceUpdate(memory, self._settings, rank, blocks, parts_of(rank, ranks)).complete(step, decision)
         memory.arrived[:ranks, ARRIVED] = 4 * step + 3
         return step + 1

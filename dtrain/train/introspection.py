@@ -20,6 +20,7 @@ from dtrain.optim.clipping import scale
 from dtrain.train.program import Program
 from dtrain.train.shard import Batch, called, summed
 from dtrain.train.state import Tensors
+from dtrain.train.tables import rows_taken
 
 _MOST_BYTES = 1 << 28  # of gradients of shards
 
@@ -64,7 +65,8 @@ def introspect(program: Program, tensors: Tensors, step: int) -> dict[str, Any]:
         picture = described(graph)
         with recording(graph):
             gradients = [np.asarray(g.value) for g in backward(graph.outputs, None, inputs)]
-        moved = _updates(program, layout, tensors, gradients, step)
+            taken = rows_taken(layout, graph)
+        moved = _updates(program, layout, tensors, gradients, step, taken)
         shards = _shares(program, layout, unflatten(flatten(initial)[1], values), step)
     parameters = []
     for index, (name, value) in enumerate(tensors["parameters"].items()):
@@ -119,9 +121,17 @@ def _shares(program: Program, layout: Layout, parameters: Any, step: int) -> dic
 
 
 def _updates(
-    program: Program, layout: Layout, tensors: Tensors, gradients: list[np.ndarray], step: int
+    program: Program,
+    layout: Layout,
+    tensors: Tensors,
+    gradients: list[np.ndarray],
+    step: int,
+    taken: dict[int, np.ndarray],
 ) -> dict[str, float]:
-    """The L2 norm of the update that the rule would make with these gradients, by parameter."""
+    """The L2 norm of the update that the rule would make with these gradients, by parameter.
+
+    ``taken`` are the rows of tables that are updated, by index of the parameter.
+    """
     rule = program.rule
     learnt = [i for i in range(len(layout.names)) if i not in layout.momenta]
     length = math.sqrt(sum(float(np.sum(np.square(gradients[i], dtype=np.float64))) for i in learnt))
@@ -130,11 +140,12 @@ def _updates(
     result = {}
     for i in learnt:
         name = layout.names[i]
-        before = np.ravel(tensors["parameters"][name])
-        after, gradient = before.copy(), np.ravel(gradients[i] * program.dtype.type(clip)).astype(program.dtype)
+        rows = taken.get(i, ...)
+        before = np.ravel(tensors["parameters"][name][rows])
+        after, gradient = before.copy(), np.ravel(gradients[i][rows] * program.dtype.type(clip)).astype(program.dtype)
         if program.clip_value is not None:
             np.clip(gradient, -program.clip_value, program.clip_value, out=gradient)
-        state = tuple(np.ravel(tensors[f"optimizer.{s}"][name]).copy() for s in rule.state_names)
+        state = tuple(np.ravel(tensors[f"optimizer.{s}"][name][rows]).copy() for s in rule.state_names)
         rule.update(after, gradient, state, coefficients, (np.empty_like(after), np.empty_like(after)))
         result[name] = norm(after - before)
     return result

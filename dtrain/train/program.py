@@ -14,6 +14,7 @@ from dtrain.comm.memory import Dimensions
 from dtrain.data.sampler import Sampler
 from dtrain.graph.tree import named_leaves
 from dtrain.nn.running import Running
+from dtrain.nn.table import Table
 from dtrain.optim.rule import Rule
 from dtrain.optim.schedules import Schedule
 
@@ -60,10 +61,11 @@ class Program:
         return self.init(np.random.Generator(np.random.Philox(key=np.array([self.seed, INIT_STREAM], np.uint64))))
 
     def layout(self, parameters: Any) -> Layout:
-        """The layout of the tree that ``init`` returns; leaves marked with ``dtrain.nn.running`` are running values."""
+        """The layout of the tree that ``init`` returns; ``dtrain.nn.running`` and ``dtrain.nn.table`` mark leaves."""
         leaves = named_leaves(parameters)
         running = [(i, leaf.momentum) for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Running)]
-        return Layout.of([(n, np.asarray(a)) for n, a in leaves], self.dtype, running)
+        tables = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Table)]
+        return Layout.of([(n, np.asarray(a)) for n, a in leaves], self.dtype, running, tables)
 
 
 def dimensions(program: Program, layout: Layout, max_workers: int) -> Dimensions:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dtrain.comm.layout import Layout
 from dtrain.comm.memory import RunMemory
 from dtrain.comm.reduce import ShardSquare
+from dtrain.comm.rows import square_of
 from dtrain.comm.shard_sums import ShardSums, Value
 from dtrain.data.sampler import take_into
 from dtrain.errors import DtrainError, InputError, ShapeError
@@ -29,6 +30,7 @@ from dtrain.graph.ops.shards import sum_over_shards_
 from dtrain.graph.tensor import recording
 from dtrain.train.program import Program
 from dtrain.train.reports import reported
+from dtrain.train.tables import ShardRows, uses_of_tables, with_rows
 
 _LINE = re.compile(r"\S:\d+")  # where an error says itself which line it is about
 _DTRAIN, _NUMPY = Path(__file__).parents[1], Path(np.__file__).parent
@@ -69,7 +71,9 @@ class _Signature:
         self.batch.fill(runner.sampler.indices(step, shard))
         graph = Graph()
         parameters = [graph.input(v, n) for n, v in zip(runner.layout.names, runner.parameters, strict=True)]
-        learnt = [p for i, p in enumerate(parameters) if i not in runner.layout.momenta]
+        layout = runner.layout
+        learnt = [p for i, p in enumerate(parameters) if i not in layout.momenta]
+        dense = [p for i, p in enumerate(parameters) if i not in layout.momenta and i not in layout.tables]
         samples = {k: graph.input(a, f"batch.{k}") for k, a in self.batch.arrays.items()}
         with step_context(program.seed, step, shard, training=True) as context, recording(graph):
             context.reports, context.samples = [], runner.sampler.batch_size(step)
@@ -81,16 +85,20 @@ class _Signature:
                     "dtrain.graph.random_words for other random numbers"
                 )
             self._loss = summed(per_sample, size)
-            gradients = iter(backward([self._loss], None, learnt))
+            uses = uses_of_tables(layout, parameters, self._loss)
+            gradients = iter(backward([self._loss], None, [*dense, *(u.rows for u in uses)]))
             if not _depends(self._loss, learnt):
                 raise InputError("loss: its value does not depend on params; there is nothing to learn")
-            running = reported(runner.layout, parameters, context.reports, size)
-            results = [running[i] if i in running else next(gradients) for i in range(len(parameters))]
-            results = [r if r.dtype == program.dtype else r.astype(program.dtype) for r in results]
+            running = reported(layout, parameters, context.reports, size)
+            self._results = [i for i in range(len(parameters)) if i not in layout.tables]
+            results = [running[i] if i in running else next(gradients) for i in self._results]
+            results = [r if r.dtype == program.dtype else r.astype(program.dtype) for r in (*results, *gradients)]
+            results += [u.ids.astype(np.int64) for u in uses]
         key = [] if graph.key is None else [graph.key]
         self._plan = Plan([*parameters, *samples.values(), *key], [self._loss, *results])
         self.forward_calls = self._plan.finished_at[0]
         graph.forget_values()
+        self._uses = uses
         self._sums_at = [i for i, s in enumerate(self._plan.steps) if s.op is sum_over_shards_]
         nodes = [self._plan.steps[i].node for i in self._sums_at]
         self.values = tuple(Value(n.shape, n.dtype, n.location) for n in nodes)
@@ -103,6 +111,7 @@ class _Signature:
         self.key = step_key(program.seed, 0, 0)
         inputs = [*self._runner.parameters, *self.batch.arrays.values()]
         self._inputs = [*inputs, self.key] if self._has_key else inputs
+        self._rows = ShardRows(self._runner.memory, self._uses)
         self._arena = Arena(self._plan.arena_bytes)
         self.loss = np.empty((), self._loss.dtype)
         self._bound: dict[int, Bound] = {}
@@ -137,18 +146,23 @@ class _Signature:
 
     @property
     def finished_at(self) -> tuple[int, ...]:
-        """For each parameter, after how many calls its gradient is there."""
-        return self._plan.finished_at[1:]
+        """For each parameter, after how many calls its gradient is there; 0 for tables."""
+        found = dict(zip(self._results, self._plan.finished_at[1:], strict=False))
+        return tuple(found.get(i, 0) for i in range(len(self._runner.layout.names)))
 
     def bind(self, shard: int) -> Bound:
         """Return the calls that run this shard: into its own gradient buffer, and the sum of its losses into `loss`."""
         bound = self._bound.get(shard)
         if bound is None:
             runner = self._runner
-            outputs = [self.loss, *runner.layout.views(runner.memory.gradients[shard])]
-            bound = self._bound[shard] = self._plan.bind(self._inputs, outputs, self._arena)
+            views = runner.layout.views(runner.memory.gradients[shard])
+            outputs = [self.loss, *(views[i] for i in self._results), *self._rows.gradients, *self._rows.ids]
+            bound = self._plan.bind(self._inputs, outputs, self._arena)
             for number, (_, value, out) in enumerate(self.places(bound)):
                 bound.calls[self._sums_at[number]] = partial(runner.sums.meet, number, shard, value, out)
+            if runner.layout.tables:
+                bound = with_rows(bound, self._rows, shard)
+            self._bound[shard] = bound
         return bound
 
     def places(self, bound: Bound) -> list[tuple[int, NDArray[Any], NDArray[Any]]]:
@@ -255,7 +269,7 @@ class ShardRunner:
         """The squared norm of a shard's gradient, which is there."""
         if shard not in self._squares:
             self._squares[shard] = ShardSquare(self.layout, self.memory.gradients[shard])
-        return self._squares[shard]()
+        return self._squares[shard]() + square_of(self.memory, shard)
 
     def _signature(self, step: int, shard: int, size: int) -> _Signature:
         signature = self._signatures.get(size)

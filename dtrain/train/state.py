@@ -17,6 +17,7 @@ from dtrain.comm.memory import RING, UPDATE, VALUE, RunMemory
 from dtrain.errors import CheckpointError
 from dtrain.graph.tree import flatten, unflatten
 from dtrain.nn.running import running
+from dtrain.nn.table import table
 from dtrain.train.checkpoint import Checkpoint
 from dtrain.train.fingerprint import CHAIN_START, fingerprint
 from dtrain.train.host import Host
@@ -84,10 +85,12 @@ class RunState:
         return fingerprint(tensors, self.position(step))
 
     def parameters(self, tensors: Tensors) -> Any:
-        """The user's tree around these tensors; running values keep their mark."""
+        """The user's tree around these tensors; running values and tables keep their mark."""
         leaves: list[Any] = [tensors["parameters"][name] for name in self.layout.names]
         for index, momentum in self.layout.running:
             leaves[index] = running(leaves[index], momentum)
+        for index in self.layout.tables:
+            leaves[index] = table(leaves[index])
         return unflatten(self._structure, leaves)
 
     def parameter_norms(self, step: int) -> dict[str, float]:
@@ -96,7 +99,7 @@ class RunState:
         return {n: norm / samples for n, norm in self._norms(self.memory.squares[step % RING]).items()}
 
     def weight_norms(self, step: int) -> dict[str, float]:
-        """The L2 norm of each parameter after a sampled step that is still in the ring."""
+        """The L2 norm of each parameter after a sampled step still in the ring; of a table, of the rows it has used."""
         return self._norms(self.memory.moved[step % RING, VALUE])
 
     def update_norms(self, step: int) -> dict[str, float]:
@@ -106,6 +109,6 @@ class RunState:
     def _norms(self, squares: NDArray[np.float64]) -> dict[str, float]:
         """From the squares of the segments to norms by parameter, running values left out."""
         names = self.layout.names
-        sums = np.bincount(self.layout.segment_parameters, weights=squares, minlength=len(names)).tolist()
+        sums = np.bincount(self.layout.square_parameters, weights=squares, minlength=len(names)).tolist()
         norms = {n: math.sqrt(s) for n, s in zip(names, sums, strict=True)}
         return {n: norms[n] for n in self.layout.parameter_names}

@@ -4,6 +4,9 @@
 ``SliceUpdate`` walks a slice in blocks. Before a block is touched its old content goes into the rank's undo record; who
 completes the slice after a death puts the record back and goes on from that block: each block is updated exactly once.
 
+The rows of tables that a step uses are updated in the same way, in chunks that are gathered and put back; the chunks
+are counted on after the blocks of the slice.
+
 A block of running values is not updated by the rule: the mean of what the shards reported, weighted with their samples,
 is folded into it. Clipping, decay and the rule's state do not touch it.
 
@@ -39,6 +42,7 @@ from dtrain.comm.memory import (
 from dtrain.optim.clipping import clip_by_value
 from dtrain.optim.clipping import scale as clip_scale
 from dtrain.optim.rule import Block, Rule
+from dtrain.train.row_update import RowChunks
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,21 @@ def write_down(decision: Decision, row: NDArray[np.float64]) -> None:
 
 
 class SliceUpdate:
-    """Update blocks ``lo..hi`` in place, recording progress in row ``row`` of the run's memory."""
+    """Update blocks ``lo..hi`` in place, recording progress in row ``row`` of the run's memory.
 
-    def __init__(self, memory: RunMemory, settings: Settings, row: int, blocks: tuple[int, int]) -> None:
+    Of the rows of tables that a step uses it updates the parts ``row_parts`` (`comm/rows.py`).
+    """
+
+    def __init__(
+        self,
+        memory: RunMemory,
+        settings: Settings,
+        row: int,
+        blocks: tuple[int, int],
+        row_parts: tuple[int, int] = (0, 0),
+    ) -> None:
         layout = memory.dimensions.layout
+        self._rows = RowChunks(memory, row, row_parts)
         self._memory, self._settings, self._lo, self._hi = memory, settings, *blocks
         self._words, self._row = memory.arrived_words, row * ROW_WORDS
         self._coefficients = len(settings.rule.coefficients(0, 0.0))
@@ -124,15 +139,19 @@ class SliceUpdate:
         words[row + BLOCK_IN_WORK] = -1
         words[row + BLOCKS_DONE] = self._lo
         words[row + UPDATE_STEP] = step + 1
+        self._rows.begin(decision.samples)
         self._update(self._lo, step, decision)
 
     def complete(self, step: int, decision: Decision) -> None:
         """Finish what the owner of the row, now dead or halted, has left of ``step``. Nobody else is running."""
         words, row = self._words, self._row
         start = self._lo
+        self._rows.begin(decision.samples)
         if words[row + UPDATE_STEP] == step + 1:
             start = words[row + BLOCKS_DONE]
-            if words[row + BLOCK_IN_WORK] == start:
+            if words[row + BLOCK_IN_WORK] == start and start >= self._hi:
+                self._rows.restore(start - self._hi)
+            elif words[row + BLOCK_IN_WORK] == start:
                 for saved, live in self._blocks[start - self._lo][0]:
                     np.copyto(live, saved)
         else:
@@ -164,6 +183,18 @@ class SliceUpdate:
                 self._measure(block, self._memory.moved[step % RING])
             words[row + BLOCKS_DONE] = block + 1
             words[row + BEATS] += 1
+        for chunk in range(max(start - self._hi, 0), self._rows.count):
+            self._rows.save(chunk, is_sampled)
+            words[row + BLOCK_IN_WORK] = self._hi + chunk
+            parameter, gradient, state, scratch = self._rows.gather(chunk, factor)
+            if bound is not None:
+                clip_by_value(gradient, bound)
+            update(parameter, gradient, state, coefficients, scratch)
+            self._rows.put_back(chunk)
+            words[row + BLOCKS_DONE] = self._hi + chunk + 1
+            words[row + BEATS] += 1
+        if is_sampled:
+            self._rows.measure(self._memory.moved[step % RING])
 
     def _measure(self, block: int, moved: NDArray[np.float64]) -> None:
         """Write down how large each parameter's part of a block is now, and how far it has moved from its old value."""

@@ -43,6 +43,7 @@ from dtrain.comm.memory import (
     words,
 )
 from dtrain.comm.reduce import SliceSum
+from dtrain.comm.rows import RowSum, parts_of
 from dtrain.errors import DtrainError
 from dtrain.train.numerics import numerics_class
 from dtrain.train.program import Program
@@ -258,7 +259,8 @@ class Member:
         self.header, self.words, self.row = memory.header_words, memory.arrived_words, self.rank * ROW_WORDS
         blocks = split_evenly(memory.dimensions.layout.blocks, world_size)[self.rank]
         self._sum = SliceSum(memory.dimensions.layout, memory.gradients, memory.total, blocks)
-        self._update = SliceUpdate(memory, worker.settings, self.rank, blocks)
+        self._rows = RowSum(memory, self.rank, world_size)
+        self._update = SliceUpdate(memory, worker.settings, self.rank, blocks, parts_of(self.rank, world_size))
         self._barrier = Barrier(memory, self.rank, world_size, self.generation, worker.check_coordinator)
         self._memory, self._settings, self._idle = memory, worker.settings, worker.check_coordinator
         self._runner, self._sampler = worker.shards, worker.shards.sampler
@@ -279,6 +281,9 @@ class Member:
         present = tuple(range(min(samples, self._sampler.shards)))  # the other shards of a small last batch are empty
         losses = memory.losses[slot]
         is_sampled = bool(memory.coefficients[slot, SAMPLED])
+        if self.rank == 0:
+            self._rows.clear(memory.squares[slot])
+            self._rows.clear(memory.moved[slot])
         data = forward = backward = waited = 0.0
         start = perf_counter()
         between = self._between
@@ -316,6 +321,7 @@ class Member:
         t0 = perf_counter()
         if between is None:
             self._sum.run(present, memory.squares[slot])
+            self._rows.run(present, memory.squares[slot])
         elif not overlaps:
             between.add_own(step, held, present)
             if self.rank == 0:

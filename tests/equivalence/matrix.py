@@ -60,8 +60,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "convnet": {"name": "convnet", "filters": [4, 8], "hidden": [16], "dropout": 0.2},
     "transformer": {"entry": "transformer.py"},
     "gpt": {"name": "transformer", "width": 16, "heads": 2, "layers": 1, "dropout": 0.1},
+    "dlrm": {"name": "dlrm", "tables": 5, "rows": 400, "width": 6, "bottom": [8], "top": [12]},
 }
-DATA: dict[str, dict[str, Any]] = {"gpt": {"name": "characters", "window": 16, "stride": 2}}
+DATA: dict[str, dict[str, Any]] = {
+    "gpt": {"name": "characters", "window": 16, "stride": 2},
+    "dlrm": {"name": "clicks", "tables": 5, "rows": 400, "features": 3, "samples": 1437},
+}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": {"name": "momentum", "lr": 0.05, "schedule": {"name": "cosine", "warmup_steps": 4}},
     "adam": {"name": "adam", "lr": 2e-3, "clip_norm": 1.0},

@@ -41,8 +41,10 @@ class Bomb:
 def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
     """Put a death into this process: at step STEP, on this rank, in the middle of this phase."""
     from dtrain.comm.reduce import SliceSum
+    from dtrain.comm.rows import RowSum
     from dtrain.comm.shard_sums import ShardSums
     from dtrain.train import update as train_update
+    from dtrain.train.row_update import RowChunks
     from dtrain.train.shard import ShardRunner
     from dtrain.train.together import Together
     from dtrain.train.update import SliceUpdate, fold
@@ -59,6 +61,7 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
             os.kill(os.getpid(), signal.SIGSTOP if phase.endswith("stop") else signal.SIGKILL)
 
     run, gather, add, update = Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update
+    add_rows, put_back = RowSum.run, RowChunks.put_back
 
     def noted_run(self, step, shards, *held):
         here.update(step=step, rank=self.rank, shards=0, last=-1, done=0)
@@ -119,6 +122,24 @@ def plant(phase: str, rank: int, fuse: str, metrics: Any) -> Bomb:
         raise AssertionError("should be dead")
 
     ShardSums.hand_in, Together._run = deadly_hand_in, deadly_stretch  # type: ignore[method-assign]
+
+    def deadly_row_sum(self, present, squares):
+        if phase == "row sum" and (here["step"], here["rank"]) == (STEP, rank):
+            group = self._layout.groups[0]
+            self._memory.total[group.lo : group.lo + 500] = np.nan
+            squares[-3:] = np.nan
+            die()
+        return add_rows(self, present, squares)
+
+    def deadly_put_back(self, chunk):
+        if phase == "rows" and (here["step"], here["rank"]) == (STEP, rank):
+            number, ids, *_ = self._chunks[chunk]
+            for live in self._live[number]:
+                live[ids[len(ids) // 2 :]] = np.nan
+            die()
+        return put_back(self, chunk)
+
+    RowSum.run, RowChunks.put_back = deadly_row_sum, deadly_put_back  # type: ignore[method-assign]
     Member.run, ShardRunner.gather, SliceSum.run, SliceUpdate._update = (  # type: ignore[method-assign]
         noted_run,
         deadly_gather,

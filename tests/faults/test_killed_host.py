@@ -127,6 +127,19 @@ def test_deaths_change_no_bit(brake: Path, where: list[int], acts: list[Act]) ->
     assert outcome.restarts >= len(acts)
 
 
+def test_deaths_change_no_bit_of_a_table(brake: Path) -> None:
+    """The rows that the hosts have told each other are sent again, and rows that are kept are kept where they are."""
+    model = Path("my_model.py")
+    text = model.read_text().replace("0.01}", '0.01, "rows": table(rng.standard_normal((17, 10)) * 0.1)}')
+    changed = text.replace(
+        '@ params["w"]', '@ params["w"] + np.sum(params["rows"][(batch["x"] * 16).astype(np.int64)], axis=1)'
+    )
+    model.write_text("from dtrain.nn import table\n" + changed)
+    assert changed.count("rows") == 2
+    outcome, _ = run(brake, [0, 1, 1], kill((1, 0)), kill((0, 0), (1, 1)))
+    assert outcome.restarts >= 2
+
+
 @pytest.mark.parametrize("index", [0, 1], ids=["first", "second"])
 def test_a_stopped_rank_of_another_host_is_blamed_alone(brake: Path, index: int) -> None:
     """If it is the first, it is the one that tells how far the others there are, and passes on what they wait for."""

@@ -83,6 +83,15 @@ def test_the_step_benchmark_trains_both_sides_alike(optimizer: str) -> None:
         assert all(positive(cell) for cell in row[1:6])
 
 
+def test_the_benchmark_of_tables_trains_all_alike() -> None:
+    done = run("tables.py")
+    assert done.returncode == 0, done.stderr
+    ((header, *rows),) = tables(done.stdout)
+    assert header == ["", "step, µs", "dtrain, rows / this"]
+    assert [row[0].split(",")[0] for row in rows] == ["dtrain"] * 3 + ["PyTorch"] * 2
+    assert all(positive(cell) for row in rows for cell in row[1:])
+
+
 def test_the_engine_benchmark_prints_a_checked_table() -> None:
     done = run("engine.py")
     assert done.returncode == 0, done.stderr

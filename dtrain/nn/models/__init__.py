@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dtrain.nn.models.convnet import ConvNet
+from dtrain.nn.models.dlrm import DLRM
 from dtrain.nn.models.lstm import LSTM
 from dtrain.nn.models.mlp import MLP
 from dtrain.nn.models.model import Model
@@ -13,7 +14,7 @@ from dtrain.nn.models.svm import SVM
 from dtrain.nn.models.transformer import Transformer
 from dtrain.options import build, unknown_name
 
-__all__ = ["LSTM", "MLP", "MODELS", "SVM", "ConvNet", "Model", "Softmax", "Transformer", "make_model"]
+__all__ = ["DLRM", "LSTM", "MLP", "MODELS", "SVM", "ConvNet", "Model", "Softmax", "Transformer", "make_model"]
 
 MODELS: dict[str, type[Model]] = {
     "softmax": Softmax,
@@ -22,6 +23,7 @@ MODELS: dict[str, type[Model]] = {
     "convnet": ConvNet,
     "transformer": Transformer,
     "lstm": LSTM,
+    "dlrm": DLRM,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,15 +24,21 @@ class Model(Options):
     reads_integers: ClassVar[bool] = False
     """Whether samples are sequences of integers below ``classes`` (n, time), and scores (n, time, classes)."""
 
+    arrays: ClassVar[tuple[str, ...]] = ("x",)
+    """The arrays of a batch that ``predict`` takes, in its order."""
+
     l2: float = number(0.0, at_least=0)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
         """Fresh float32 parameters for samples of ``features`` numbers and ``classes`` scores."""
         raise NotImplementedError
 
-    def predict(self, params: Params, x: Any) -> Any:
-        """The scores (n, classes) of samples x (n, features)."""
+    def predict(self, params: Params, x: Any, *others: Any) -> Any:
+        """The scores (n, classes) of samples x (n, features), and of what ``arrays`` names beside it."""
         raise NotImplementedError
+
+    def check(self, part: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise ``InputError`` for data, of which ``arrays`` are the ``part`` "train" or "eval", that do not fit."""
 
     def weights(self, params: Params) -> list[Any]:
         """The arrays that ``l2`` holds down."""

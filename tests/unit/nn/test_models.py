@@ -24,6 +24,10 @@ def batch() -> dict[str, np.ndarray]:
     return {"x": random.standard_normal((SAMPLES, FEATURES)), "y": random.integers(0, CLASSES, SAMPLES)}
 
 
+def classes_of(name: str) -> int:
+    return 2 if name == "dlrm" else CLASSES
+
+
 def in_float64(params: Any) -> Any:
     """The parameters in float64, with biases that are not 0."""
     leaves, structure = flatten(params)
@@ -74,12 +78,13 @@ def test_loss_and_gradients_are_pytorchs(name: str, options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_init_gives_float32_of_the_right_shapes(name: str) -> None:
-    params = make_model(name).init(np.random.default_rng(0), FEATURES, CLASSES)
+    params = make_model(name).init(np.random.default_rng(0), FEATURES, classes_of(name))
     assert {leaf.dtype for leaf in flatten(params)[0]} == {np.dtype(np.float32)}
-    x, shape = batch()["x"].astype(np.float32), (SAMPLES, CLASSES)
+    x, shape = batch()["x"].astype(np.float32), (SAMPLES, 1 if name == "dlrm" else CLASSES)
+    others = [np.zeros((SAMPLES, 26), np.int64)] if "ids" in make_model(name).arrays else []
     if make_model(name).reads_integers:
         x, shape = np.arange(SAMPLES * FEATURES).reshape(SAMPLES, FEATURES) % CLASSES, (SAMPLES, FEATURES, CLASSES)
-    scores = make_model(name).predict(params, x)
+    scores = make_model(name).predict(params, x, *others)
     assert scores.shape == shape
     assert scores.dtype == np.float32
 
@@ -155,7 +160,10 @@ def test_mlp_with_batch_norm_is_pytorchs(training: bool, batch_norm: bool | str)
 def test_init_is_a_function_of_the_generator(name: str) -> None:
     first, again, other = (
         np.concatenate(
-            [leaf.ravel() for leaf in flatten(make_model(name).init(np.random.default_rng(seed), FEATURES, CLASSES))[0]]
+            [
+                leaf.ravel()
+                for leaf in flatten(make_model(name).init(np.random.default_rng(seed), FEATURES, classes_of(name)))[0]
+            ]
         )
         for seed in (0, 0, 1)
     )
@@ -203,7 +211,7 @@ def test_samples_are_flattened_and_taken_in_the_dtype_of_the_parameters(dtype: t
 
 def test_each_model_has_its_own_loss() -> None:
     names = {name: supervise(make_model(name), None, 2, 2).loss_name for name in MODELS}
-    assert names == dict.fromkeys(MODELS, "softmax_cross_entropy") | {"svm": "hinge"}
+    assert names == dict.fromkeys(MODELS, "softmax_cross_entropy") | {"svm": "hinge", "dlrm": "binary_cross_entropy"}
     assert supervise(make_model("svm"), "squared_hinge", 2, 2).loss_name == "squared_hinge"
 
 
