@@ -229,7 +229,7 @@ class Tensor(Operators):
             suffix = "" if method == "__call__" else f".{method}"
             library = "np" if hasattr(np, ufunc.__name__) else "scipy.special"
             raise UnsupportedFunctionError(_not_covered(f"{library}.{ufunc.__name__}{suffix}"))
-        if options and method == "__call__":
+        if options and method == "__call__" and not (set(options) <= {"axis"} and ufunc is np.vecdot):
             raise UnsupportedFunctionError(
                 f"np.{ufunc.__name__} with {', '.join(sorted(options))}= is not covered; used at "
                 f"{format_line(user_line())}; use np.where(mask, result, other) for where=, x.astype() for dtype="

@@ -171,8 +171,19 @@ def test_shapes_that_depend_on_values():
     with pytest.raises(TraceError, match=r"a traced boolean mask as an index .*use np\.where\(mask, x, 0\)"):
         graph.grad(lambda x: np.sum(x[x > 0]))(X)
     np.testing.assert_array_equal(graph.grad(lambda x: np.sum(x[x > 0]), compile=False)(np.array([1.0, -1])), [1, 0])
-    with pytest.raises(UnsupportedFunctionError, match=r"np\.where\(condition\)"):
-        graph.grad(lambda x: np.where(x > 0))(X)
+    for function in (np.where, np.nonzero, np.argwhere, np.flatnonzero):
+        with pytest.raises(TraceError, match=r"np\.nonzero of a traced array at .*use np\.where\(mask, x, 0\)"):
+            graph.grad(lambda x, f=function: np.sum(x[f(x > 0)]))(X)
+    taken = {
+        "nonzero": lambda x: x[np.nonzero(x > 0)],
+        "method": lambda x: x[(x > 0).nonzero()],
+        "where": lambda x: x[np.where(x > 0)],
+        "argwhere": lambda x: x[tuple(np.argwhere(x > 0).T)],
+        "flatnonzero": lambda x: x.ravel()[np.flatnonzero(x > 0)],
+    }
+    for name, function in taken.items():
+        found = graph.grad(lambda x, f=function: np.sum(f(x)), compile=False)(np.array([[1.0, -1], [-2, 3]]))
+        np.testing.assert_array_equal(found, [[1, 0], [0, 1]], err_msg=name)
 
 
 def test_what_cannot_be_differentiated():
