@@ -156,13 +156,23 @@ class Tensor(Operators):
     def __bool__(self) -> bool:
         return bool(self._scalar(bool, "the truth value"))
 
+    def _number(self, convert: Callable[[Any], Any], what: str) -> Any:
+        """Convert to Python's numbers, which lose a gradient; with compile=False what has none may be asked for."""
+        if carries_gradient(self):
+            constant = (
+                ", or dtrain.stop_gradient(x) to take it for a constant" if self.graph.is_branching_allowed else ""
+            )
+            self._refuse(what, _NUMBER + constant)
+        return self._scalar(convert, what)
+
     def __float__(self) -> float:
-        if self.dtype.kind in "fc":
-            self._refuse("float()", _NUMBER)
-        return float(self._scalar(float, "float()"))
+        return float(self._number(float, "float()"))
 
     def __int__(self) -> int:
-        return int(self._scalar(int, "int()"))
+        return int(self._number(int, "int()"))
+
+    def __trunc__(self) -> int:
+        return int(self._number(int, "math.trunc()"))
 
     def __index__(self) -> int:
         import operator
@@ -170,15 +180,26 @@ class Tensor(Operators):
         return int(self._scalar(operator.index, "a Python index"))
 
     def __complex__(self) -> complex:
-        self._refuse("complex()", _NUMBER)
+        return complex(self._number(complex, "complex()"))
 
     def item(self, *args: int) -> Any:
-        return self._scalar(lambda value: np.asarray(value).item(*args), "item()")
+        return self._number(lambda value: np.asarray(value).item(*args), "item()")
 
     def tolist(self) -> Any:
-        return self._scalar(lambda value: np.asarray(value).tolist(), "tolist()")
+        return self._number(lambda value: np.asarray(value).tolist(), "tolist()")
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+    def __format__(self, spec: str) -> str:
+        return format(np.asarray(self.value)[()], spec) if spec else str(self)
+
+    def __copy__(self) -> Tensor:
+        return METHODS["copy"](self)  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return METHODS["copy"](self)  # type: ignore[no-any-return]
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        if self.graph.is_branching_allowed and not carries_gradient(self):
+            return np.array(self.value, dtype)
         caller = scipy_caller() if "scipy" in sys.modules else None
         if caller is not None:
             raise UnsupportedFunctionError(_not_covered(caller))
@@ -295,6 +316,22 @@ def _not_covered(name: str) -> str:
         f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; {remedy}, "
         "or call it on plain arrays outside the traced function"
     )
+
+
+def carries_gradient(x: Tensor) -> bool:
+    """Whether a float input reaches x by operations that have a derivative."""
+    seen: set[int] = set()
+    stack = [x]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen or node.dtype.kind not in "fc" or node.is_constant:
+            continue
+        if node.op is None:
+            return True
+        seen.add(id(node))
+        if node.op.name != "stop":
+            stack.extend(node.inputs)
+    return False
 
 
 class Graph:

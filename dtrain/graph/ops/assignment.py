@@ -16,8 +16,9 @@ import numpy as np
 from dtrain.errors import TraceError
 from dtrain.graph.ops.indexing import Template, gather, real_index, slice_, template_of
 from dtrain.graph.ops.reduction import normalize_axes
+from dtrain.graph.ops.shape import alias
 from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, record
-from dtrain.graph.tensor import Tensor, format_line, user_line
+from dtrain.graph.tensor import Tensor, carries_gradient, format_line, user_line
 
 
 def _assign_shape(x: Any, v: Any, *arrays: Any, index: Template) -> tuple[Shape, np.dtype[Any]]:
@@ -112,6 +113,11 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         v: Any = as_tensor(value, x.graph)
         if v.dtype.kind == "c" and x.dtype.kind != "c":
             raise TraceError(f"assignment of complex numbers to an array of {x.dtype} at {where}: use np.real")
+        if x.dtype.kind in "biu" and carries_gradient(v):
+            raise TraceError(
+                f"assignment of {v.dtype} to an array of {x.dtype} at {where}: it would lose the gradient; make the "
+                "array of floats, or round with x.astype(int)"
+            )
         if v.dtype != x.dtype:
             v = v.astype(x.dtype)
         room = x[index].shape
@@ -190,7 +196,8 @@ def _rebind(x: Tensor, new: Tensor) -> None:
     shown = {id(x)}
     outdated = []
     for node in nodes[x.index + 1 :]:
-        is_of_view = node.op is not None and node.op.is_view and node.inputs and id(node.inputs[0]) in shown
+        is_view = node.op is not None and node.op.is_view and node.op is not alias  # an alias stands for the value
+        is_of_view = is_view and node.inputs and id(node.inputs[0]) in shown
         if any(id(i) in moved for i in node.inputs):
             node.inputs = tuple([moved.get(id(i), i) for i in node.inputs])
         # A single element is a number in NumPy, not a view.
