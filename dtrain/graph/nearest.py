@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dtrain.graph.location import format_line, user_line
+
 _BY_VALUES = "its shape depends on values: keep the shape with np.where(mask, x, 0), sort, or weigh"
 _IN_PLACE = "use np.where, or x[...] = value on a copy"
 _INTEGERS = "it is of integers, which have no gradient; use np.floor_divide and np.remainder of floats"
@@ -69,3 +71,14 @@ NEAREST: dict[str, str] = {
     **_of(_MEMORY, "np.may_share_memory", "np.shares_memory"),
     **_of(_ROUNDING, "np.spacing", "np.nextafter", "np.frexp"),
 }
+
+
+def not_covered(name: str) -> str:
+    """Return the message for a function that is not covered: its name, the user's line, the remedy."""
+    remedy = NEAREST.get(name)
+    if remedy is None:
+        remedy = "write it with covered functions (listed in dtrain.graph.numpy_functions)"
+    return (
+        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; {remedy}, "
+        "or call it on plain arrays outside the traced function"
+    )

@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dtrain.errors import TraceError
+from dtrain.graph.conversions import carries_gradient
 from dtrain.graph.ops.indexing import Template, gather, real_index, slice_, template_of
 from dtrain.graph.ops.reduction import normalize_axes
 from dtrain.graph.ops.shape import alias
 from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, record
-from dtrain.graph.tensor import Tensor, carries_gradient, format_line, user_line
+from dtrain.graph.tensor import Tensor, format_line, user_line
 
 
 def _assign_shape(x: Any, v: Any, *arrays: Any, index: Template) -> tuple[Shape, np.dtype[Any]]:

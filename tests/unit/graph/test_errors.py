@@ -334,6 +334,7 @@ NUMBERS = {
     "math.exp": lambda x: math.log(math.exp(x[0])),
     "np.asarray": lambda x: np.asarray(x)[0],
     "np.float64": lambda x: np.float64(x[0]),
+    "of a loop": lambda x: float(graph.scan(lambda c, v: (c + v, None), 0 * x[0], x[:1])[0]),
     "into integers": lambda x: into(np.zeros(2, int), x)[0],
     "into floats": lambda x: into(np.zeros(2), x)[0],
     "all into integers": lambda x: into(np.zeros(2, int), x, slice(None))[0],
