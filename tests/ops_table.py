@@ -13,6 +13,7 @@ import torch
 
 import tests.ops_rows.arrange
 import tests.ops_rows.convolutions
+import tests.ops_rows.edges
 import tests.ops_rows.elementwise
 import tests.ops_rows.linear_algebra
 import tests.ops_rows.scipy_functions

@@ -100,7 +100,9 @@ def value_and_grad(
     compile: bool = True,
     holomorphic: bool = False,
 ) -> Callable[..., Any]:
-    """Return a function that returns (value, gradient) of the scalar function f; an array of one element is a scalar.
+    """Return a function that returns (value, gradient) of the scalar function f.
+
+    An array of one element counts as a scalar, as in autograd and PyTorch; its value keeps its shape.
 
     The gradient has the structure, shapes and dtypes of the argument `argnums` (a tuple of arguments gives a tuple).
     With `has_aux`, f returns (value, aux) and the result is ((value, aux), gradient). Arguments are nested dicts,
@@ -196,6 +198,8 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[A
             places.append((structure, nodes))
         result = f(*traced)
     outputs, out_structure = flatten(result)
+    if outer is not None:  # what is assigned to the result later is not what the pullback starts from
+        outputs = [alias(o) if isinstance(o, Tensor) else o for o in outputs]
 
     def pullback(cotangent: Any) -> tuple[Any, ...]:
         seeds, structure = flatten(cotangent)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dtrain.graph.location import format_line, user_line
+
 _BY_VALUES = "its shape depends on values: keep the shape with np.where(mask, x, 0), sort, or weigh"
 _IN_PLACE = "use np.where, or x[...] = value on a copy"
 _INTEGERS = "it is of integers, which have no gradient; use np.floor_divide and np.remainder of floats"
-_INDICES = "it depends on the shape alone: give it a plain array, as in np.zeros(x.shape)"
-_POLYNOMIAL = "use np.polyval, np.convolve for products of polynomials and + for sums"
 _OUTPUT = "write what the function returns, or `.value` to look at the array here"
 _DATES = "dates have no gradient; use np.floor of floats"
 _MEMORY = "traced arrays do not share memory; use np.array_equal to compare them"
@@ -37,23 +37,12 @@ NEAREST: dict[str, str] = {
     "np.full": "use np.broadcast_to(x, shape)",
     "np.i0": "use scipy.special.i0",
     "np.piecewise": "use np.select",
-    "np.lexsort": "use np.argsort",
-    "np.apply_along_axis": "use functions with an axis, or np.stack over a loop",
-    "np.apply_over_axes": "use functions with a tuple as axis",
     "np.lib.stride_tricks.sliding_window_view": "use x[np.arange(n)[:, None] + np.arange(width)]",
-    "np.geomspace": "use np.exp of np.linspace of np.log",
-    "np.ldexp": "use x * 2.0**n",
-    "np.array_equiv": "use np.array_equal",
-    "np.nanquantile": "use np.quantile, or np.nanmedian",
-    "np.nanpercentile": "use np.percentile, or np.nanmedian",
-    "np.polyfit": "use np.linalg.lstsq of np.vander",
+    "np.polydiv": "its shape depends on values: write the division out",
     "np.roots": "find them on plain arrays, then take a Newton step with np.polyval",
-    "np.sort_complex": "use np.sort of np.real or np.abs",
-    "np.einsum_path": "use np.einsum, and np.einsum_path on plain arrays of the same shapes",
     "np.common_type": "use np.result_type",
     "np.can_cast": "use x.dtype with np.result_type",
     "np.min_scalar_type": "use x.dtype",
-    "np.ix_": "give it plain indices, or use np.take along each axis",
     "ndarray.sort": "use x = np.sort(x)",
     "ndarray.partition": "use x = np.partition(x, kth)",
     "ndarray.fill": "use np.full_like",
@@ -61,22 +50,18 @@ NEAREST: dict[str, str] = {
     **{f"scipy.{name}": f"use dtrain.scipy.{name}" for name in _IN_DTRAIN},
     **_of(
         _BY_VALUES,
-        *("np.nonzero", "np.argwhere", "np.flatnonzero", "np.histogram", "np.histogram2d", "np.histogramdd"),
+        *("np.histogram", "np.histogram2d", "np.histogramdd"),
         *("np.histogram_bin_edges", "np.unique", "np.unique_all", "np.unique_counts", "np.unique_inverse"),
         *("np.unique_values", "np.intersect1d", "np.union1d", "np.setdiff1d", "np.setxor1d", "np.trim_zeros"),
-        "ndarray.nonzero",
     ),
     **_of(
         _IN_PLACE,
-        *("np.put", "np.put_along_axis", "np.putmask", "np.place", "np.copyto", "np.fill_diagonal", "ndarray.put"),
+        *("np.putmask", "np.place"),
     ),
     **_of(
         _INTEGERS,
-        *("np.gcd", "np.lcm", "np.left_shift", "np.right_shift", "np.bitwise_count", "np.packbits", "np.unpackbits"),
-        *("np.ravel_multi_index", "np.unravel_index"),
+        *("np.packbits", "np.unpackbits", "np.ravel_multi_index", "np.unravel_index"),
     ),
-    **_of(_INDICES, "np.diag_indices_from", "np.tril_indices_from", "np.triu_indices_from"),
-    **_of(_POLYNOMIAL, *[f"np.poly{f}" for f in ("", "add", "sub", "mul", "div", "der", "int")]),
     **_of(
         _OUTPUT,
         *("np.array2string", "np.array_repr", "np.array_str", "np.save", "np.savetxt", "np.savez"),
@@ -86,3 +71,14 @@ NEAREST: dict[str, str] = {
     **_of(_MEMORY, "np.may_share_memory", "np.shares_memory"),
     **_of(_ROUNDING, "np.spacing", "np.nextafter", "np.frexp"),
 }
+
+
+def not_covered(name: str) -> str:
+    """Return the message for a function that is not covered: its name, the user's line, the remedy."""
+    remedy = NEAREST.get(name)
+    if remedy is None:
+        remedy = "write it with covered functions (listed in dtrain.graph.numpy_functions)"
+    return (
+        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; {remedy}, "
+        "or call it on plain arrays outside the traced function"
+    )

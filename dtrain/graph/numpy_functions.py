@@ -14,6 +14,7 @@ import numpy as np
 from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, UFUNCS
 from dtrain.graph.ops import (
     accumulate,
+    applying,
     arrange,
     assignment,
     choice,
@@ -30,6 +31,7 @@ from dtrain.graph.ops import (
     making,
     order,
     padding,
+    polynomials,
     reduction,
     shape,
     solving,
@@ -53,8 +55,22 @@ def _result_type(*operands: Any) -> np.dtype[Any]:
     return np.result_type(*[o.dtype if isinstance(o, Tensor) else o for o in operands])
 
 
-def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> Any:
-    return np.abs(a - b) <= atol + rtol * np.abs(b)
+def _isclose(a: Any, b: Any, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: bool = False) -> Any:
+    near = np.logical_and(np.abs(a - b) <= atol + rtol * np.abs(b), np.isfinite(b))
+    same = np.logical_or(near, np.equal(a, b))
+    return np.logical_or(same, np.logical_and(np.isnan(a), np.isnan(b))) if equal_nan else same
+
+
+def _allclose(a: Any, b: Any, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: bool = False) -> Any:
+    return np.all(_isclose(a, b, rtol, atol, equal_nan))
+
+
+def _array_equiv(a: Any, b: Any) -> Any:
+    try:
+        np.broadcast_shapes(np.shape(a), np.shape(b))
+    except ValueError:
+        return False
+    return np.all(np.equal(a, b))
 
 
 def _isin(element: Any, test_elements: Any, assume_unique: bool = False, invert: bool = False, **kind: Any) -> Any:
@@ -83,9 +99,10 @@ UFUNCS.update(
         np.maximum: choice.relu_or_maximum,
         np.power: elementwise.power,
         np.float_power: elementwise.float_power,
-        np.fabs: elementwise.absolute,
+        np.fabs: elementwise.fabs,
         np.divmod: elementwise.divmod_,
         np.modf: elementwise.modf,
+        np.ldexp: elementwise.ldexp,
         np.conjugate: complex_numbers.conjugate,
         np.matmul: linear.matmul,
         np.vecdot: contraction.vecdot,
@@ -134,7 +151,8 @@ FUNCTIONS.update(  # elementwise
         np.isneginf: lambda x: np.equal(x, -np.inf),
         np.isin: _isin,
         np.array_equal: _array_equal,
-        np.allclose: lambda a, b, rtol=1e-5, atol=1e-8: np.all(_isclose(a, b, rtol, atol)),
+        np.array_equiv: _array_equiv,
+        np.allclose: _allclose,
     }
 )
 
@@ -183,6 +201,10 @@ FUNCTIONS.update(  # reductions
         np.nanmedian: order.nanmedian,
         np.quantile: order.quantile,
         np.percentile: order.percentile,
+        np.nanquantile: order.nanquantile,
+        np.nanpercentile: order.nanpercentile,
+        np.sort_complex: order.sort_complex,
+        np.lexsort: order.lexsort,
     }
 )
 
@@ -247,10 +269,9 @@ FUNCTIONS.update(
         np.gradient: differences.gradient,
         np.trapezoid: differences.trapezoid,
         np.interp: differences.interp,
-        np.polyval: differences.polyval,
-        np.vander: differences.vander,
         np.linspace: differences.linspace,
         np.logspace: differences.logspace,
+        np.geomspace: differences.geomspace,
         np.unwrap: differences.unwrap,
         np.repeat: arrange.repeat,
         np.pad: padding.pad,
@@ -324,6 +345,34 @@ FUNCTIONS.update(  # products and linear algebra
     }
 )
 
+FUNCTIONS.update(  # polynomials, applied functions, indices, changes in place
+    {
+        np.polyval: polynomials.polyval,
+        np.vander: polynomials.vander,
+        np.poly: polynomials.poly,
+        np.polyadd: polynomials.polyadd,
+        np.polysub: polynomials.polysub,
+        np.polymul: polynomials.polymul,
+        np.polyder: polynomials.polyder,
+        np.polyint: polynomials.polyint,
+        np.polyfit: polynomials.polyfit,
+        np.apply_along_axis: applying.apply_along_axis,
+        np.apply_over_axes: applying.apply_over_axes,
+        np.einsum_path: applying.einsum_path,
+        np.diag_indices_from: applying.diag_indices_from,
+        np.tril_indices_from: applying.tril_indices_from,
+        np.triu_indices_from: applying.triu_indices_from,
+        np.ix_: applying.ix_,
+        np.nonzero: indexing.nonzero,
+        np.argwhere: indexing.argwhere,
+        np.flatnonzero: indexing.flatnonzero,
+        np.copyto: assignment.copyto,
+        np.fill_diagonal: assignment.fill_diagonal,
+        np.put: assignment.put,
+        np.put_along_axis: assignment.put_along_axis,
+    }
+)
+
 FUNCTIONS.update(  # Fourier transforms: np.fft.fft is fourier.fft, and so on
     {
         getattr(np.fft, name): getattr(fourier, name)
@@ -374,6 +423,8 @@ METHODS.update(
         "diagonal": arrange.diagonal,
         "trace": arrange.trace,
         "compress": arrange.compress_method,
+        "nonzero": indexing.nonzero,
+        "put": assignment.put,
         "mT": shape.matrix_transpose,
         "dot": contraction.dot,
         "clip": choice.clip,

@@ -78,6 +78,18 @@ class Operators:
     def __rpow__(self, other: Any) -> Any:
         return UFUNCS[np.power](other, self)
 
+    def __lshift__(self, other: Any) -> Any:
+        return UFUNCS[np.left_shift](self, other)
+
+    def __rlshift__(self, other: Any) -> Any:
+        return UFUNCS[np.left_shift](other, self)
+
+    def __rshift__(self, other: Any) -> Any:
+        return UFUNCS[np.right_shift](self, other)
+
+    def __rrshift__(self, other: Any) -> Any:
+        return UFUNCS[np.right_shift](other, self)
+
     def __matmul__(self, other: Any) -> Any:
         return UFUNCS[np.matmul](self, other)
 

@@ -12,15 +12,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtrain.errors import TraceError, UnsupportedFunctionError
+from dtrain.graph.conversions import Conversions
 from dtrain.graph.location import format_line as format_line
-from dtrain.graph.location import numpy_caller, scipy_caller
 from dtrain.graph.location import user_line as user_line
-from dtrain.graph.nearest import NEAREST
+from dtrain.graph.nearest import not_covered
 from dtrain.graph.operators import ACCUMULATIONS, FUNCTIONS, METHODS, REDUCTIONS, SPECIAL, UFUNCS, Operators
 
 if TYPE_CHECKING:
@@ -33,13 +33,9 @@ _TABLES: dict[str, dict[np.ufunc, Callable[..., Any]]] = {
     "reduce": REDUCTIONS,
     "accumulate": ACCUMULATIONS,
 }
-_NUMBER = (
-    "it would lose the gradient, and so would a function of `math` or assignment to a plain array; use the function of "
-    "NumPy, np.stack or np.concatenate, np.zeros_like(x) of a traced x to assign into, or `.value` to look at it"
-)
 
 
-class Tensor(Operators):
+class Tensor(Operators, Conversions):
     """A recorded array. NumPy functions, operators and array methods on it record themselves into its graph.
 
     `op` is None for an input and for a constant. `shape` and `dtype` are always known; `value` is computed when
@@ -138,60 +134,6 @@ class Tensor(Operators):
         op = self.op.name if self.op is not None else self.name
         return f"Tensor({op}, shape={self.shape}, dtype={self.dtype}{value})"
 
-    # -- what cannot be recorded --------------------------------------------------------------------------------------
-
-    def _refuse(self, what: str, remedy: str) -> NoReturn:
-        raise TraceError(f"{what} of a traced array at {format_line(user_line())}: {remedy}")
-
-    def _scalar(self, convert: Callable[[Any], Any], what: str) -> Any:
-        if self.graph.is_branching_allowed:
-            return convert(self.value)
-        if self.graph.depth:
-            self._refuse(what, "it may differ in the next step of the loop; use np.where, or a Python loop")
-        self._refuse(
-            what,
-            "its value may differ in the next call; use np.where, a static (int, bool, str) argument, or compile=False",
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self._scalar(bool, "the truth value"))
-
-    def __float__(self) -> float:
-        if self.dtype.kind in "fc":
-            self._refuse("float()", _NUMBER)
-        return float(self._scalar(float, "float()"))
-
-    def __int__(self) -> int:
-        return int(self._scalar(int, "int()"))
-
-    def __index__(self) -> int:
-        import operator
-
-        return int(self._scalar(operator.index, "a Python index"))
-
-    def __complex__(self) -> complex:
-        self._refuse("complex()", _NUMBER)
-
-    def item(self, *args: int) -> Any:
-        return self._scalar(lambda value: np.asarray(value).item(*args), "item()")
-
-    def tolist(self) -> Any:
-        return self._scalar(lambda value: np.asarray(value).tolist(), "tolist()")
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        caller = scipy_caller() if "scipy" in sys.modules else None
-        if caller is not None:
-            raise UnsupportedFunctionError(_not_covered(caller))
-        caller = numpy_caller()
-        if caller is not None:
-            remedy = NEAREST.get(caller, f"stack a list first, {caller}(np.stack(list))")
-            self._refuse(f"the conversion in {caller}", f"NumPy would lose the gradient; {remedy}")
-        self._refuse(
-            "np.array() or np.asarray()",
-            "it would lose the gradient; use np.stack for a list, np.zeros_like(x) of a traced x for an array to "
-            "assign into, NumPy functions on the array itself, or `.value` to look at it",
-        )
-
     def __setitem__(self, index: Any, value: Any) -> None:
         METHODS["setitem"](self, index, value)
 
@@ -228,8 +170,8 @@ class Tensor(Operators):
         if function is None:
             suffix = "" if method == "__call__" else f".{method}"
             library = "np" if hasattr(np, ufunc.__name__) else "scipy.special"
-            raise UnsupportedFunctionError(_not_covered(f"{library}.{ufunc.__name__}{suffix}"))
-        if options and method == "__call__":
+            raise UnsupportedFunctionError(not_covered(f"{library}.{ufunc.__name__}{suffix}"))
+        if options and method == "__call__" and not (set(options) <= {"axis"} and ufunc is np.vecdot):
             raise UnsupportedFunctionError(
                 f"np.{ufunc.__name__} with {', '.join(sorted(options))}= is not covered; used at "
                 f"{format_line(user_line())}; use np.where(mask, result, other) for where=, x.astype() for dtype="
@@ -243,7 +185,7 @@ class Tensor(Operators):
         if record is None:
             name = getattr(function, "__name__", str(function))
             module = getattr(function, "__module__", "numpy").replace("numpy", "np", 1)
-            raise UnsupportedFunctionError(_not_covered(f"{module}.{name}"))
+            raise UnsupportedFunctionError(not_covered(f"{module}.{name}"))
         if options.get("out") is not None:
             self._refuse(f"out= in np.{function.__name__}", "arrays are not changed while tracing; use the result")
         return record(*args, **options)
@@ -272,7 +214,7 @@ class Tensor(Operators):
         method = METHODS.get(name)
         if method is None:
             if not name.startswith("__") and hasattr(np.ndarray, name):
-                raise UnsupportedFunctionError(_not_covered(f"ndarray.{name}"))
+                raise UnsupportedFunctionError(not_covered(f"ndarray.{name}"))
             raise AttributeError(f"a traced array has no attribute {name!r}")
         return lambda *args, **options: method(self, *args, **options)
 
@@ -285,16 +227,6 @@ def holds_tensor(x: Any) -> bool:
 def stacked(x: Any) -> Any:
     """Return nested lists with traced arrays among them as one array, as np.array makes one of plain ones."""
     return np.stack([stacked(part) if holds_tensor(part) else part for part in x])
-
-
-def _not_covered(name: str) -> str:
-    remedy = NEAREST.get(name)
-    if remedy is None:
-        remedy = "write it with covered functions (listed in dtrain.graph.numpy_functions)"
-    return (
-        f"{name} is not covered: it has no gradient rule here; used at {format_line(user_line())}; {remedy}, "
-        "or call it on plain arrays outside the traced function"
-    )
 
 
 class Graph:

@@ -30,6 +30,10 @@ row("max_pool, overlapping", lambda x: nn.max_pool(x, 3, 2, 1), lambda x: F.max_
 row("max_pool1d", lambda x: nn.max_pool(x, 3, 1), lambda x: F.max_pool1d(x, 3, 1), real("long", 2, 2, 11))
 row("max_pool3d", lambda x: nn.max_pool(x, (2, 3, 1), 2, (1, 1, 0)),
     lambda x: F.max_pool3d(x, (2, 3, 1), 2, (1, 1, 0)), _VOLUME)  # fmt: skip
+row("max_pool, dilated", lambda x: nn.max_pool(x, 2, 2, 1, dilation=2, ceil_mode=True),
+    lambda x: F.max_pool2d(x, 2, 2, 1, 2, ceil_mode=True), IMAGES)  # fmt: skip
+row("avg_pool, ceil_mode", lambda x: nn.avg_pool(x, 3, 2, 1, ceil_mode=True),
+    lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), IMAGES)  # fmt: skip
 row("max_pool twice", lambda x: nn.max_pool(x, 2, 1) ** 2 * nn.max_pool(x, 2, 1),
     lambda x: F.max_pool2d(x, 2, 1) ** 3, IMAGES, orders=3)  # fmt: skip
 _HALVES = {"kernel": (2, 2), "stride": (2, 2), "padding": ((0, 0),) * 2, "dilation": (1, 1)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.ops.reduction import normalize_axes
+from dtrain.graph.ops.reduction import in_dtype, normalize_axes
 from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, record, resolve
 
 
@@ -100,7 +100,7 @@ def _along(op: Any, x: Any, axis: Any, dtype: Any) -> Any:
         x, axis = x.reshape(-1), 0
     elif x.ndim == 0:
         x = x.reshape(1)
-    return record(op, (x,), {"axis": normalize_axes(axis, x.ndim)[0]})
+    return in_dtype(record(op, (x,), {"axis": normalize_axes(axis, x.ndim)[0]}), dtype)
 
 
 def cumsum(x: Any, axis: Any = None, dtype: Any = None, out: None = None) -> Any:

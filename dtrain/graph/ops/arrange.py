@@ -141,6 +141,8 @@ def rot90(x: Any, k: int = 1, axes: Any = (0, 1)) -> Any:
 def resize(x: Any, new_shape: Any) -> Any:
     """Record np.resize: the elements are repeated until the shape is full."""
     shape = (new_shape,) if np.ndim(new_shape) == 0 else tuple(new_shape)
+    if not x.size:
+        return np.zeros_like(x, shape=shape)
     places = np.arange(int(np.prod(shape))) % max(x.size, 1)
     return np.reshape(np.take(np.reshape(x, -1), places), shape)
 

@@ -14,7 +14,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dtrain.errors import TraceError
+from dtrain.graph.conversions import carries_gradient
 from dtrain.graph.ops.indexing import Template, gather, real_index, slice_, template_of
+from dtrain.graph.ops.reduction import normalize_axes
+from dtrain.graph.ops.shape import alias
 from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, record
 from dtrain.graph.tensor import Tensor, format_line, user_line
 
@@ -111,6 +114,11 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         v: Any = as_tensor(value, x.graph)
         if v.dtype.kind == "c" and x.dtype.kind != "c":
             raise TraceError(f"assignment of complex numbers to an array of {x.dtype} at {where}: use np.real")
+        if x.dtype.kind in "biu" and carries_gradient(v):
+            raise TraceError(
+                f"assignment of {v.dtype} to an array of {x.dtype} at {where}: it would lose the gradient; make the "
+                "array of floats, or round with x.astype(int)"
+            )
         if v.dtype != x.dtype:
             v = v.astype(x.dtype)
         room = x[index].shape
@@ -120,6 +128,56 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     if new.graph is not x.graph:
         raise TraceError(f"assignment to an array from outside of a loop at {where}: use x = x.copy() in the body")
     _rebind(x, new)
+
+
+def _changed(x: Any, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TraceError(
+            f"{name} of a traced array into a plain one at {format_line(user_line())}: it would lose the gradient; "
+            "make the array with np.zeros_like(x) of a traced x"
+        )
+    return x
+
+
+def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+    """Record np.copyto into an array that was made from traced ones."""
+    x = _changed(dst, "np.copyto")
+    setitem(x, ..., src if where is True else np.where(where, src, x))
+
+
+def fill_diagonal(a: Any, val: Any, wrap: bool = False) -> None:
+    """Record np.fill_diagonal into an array that was made from traced ones."""
+    x = _changed(a, "np.fill_diagonal")
+    places = np.zeros(x.shape, bool)
+    np.fill_diagonal(places, True, wrap)
+    index = np.nonzero(places)
+    count = len(index[0])
+    value = val if np.ndim(val) == 0 else np.resize(np.reshape(val, -1), count)
+    setitem(x, index, value)
+
+
+def put(a: Any, ind: Any, v: Any, mode: str = "raise") -> None:
+    """Record np.put at plain places into an array that was made from traced ones."""
+    x = _changed(a, "np.put")
+    ind = np.asarray(ind).reshape(-1)
+    if mode == "raise":
+        ind = np.where(ind < 0, ind + x.size, ind)
+    index = np.unravel_index(
+        ind % x.size if mode == "wrap" else np.clip(ind, 0, x.size - 1) if mode == "clip" else ind, x.shape
+    )
+    setitem(x, index, v if np.ndim(v) == 0 else np.resize(v, ind.size))
+
+
+def put_along_axis(arr: Any, indices: Any, values: Any, axis: Any) -> None:
+    """Record np.put_along_axis into an array that was made from traced ones."""
+    x = _changed(arr, "np.put_along_axis")
+    if axis is None:
+        put(x, indices, values)
+        return
+    (a,) = normalize_axes(axis, x.ndim)
+    along = [[-1 if i == j else 1 for i in range(x.ndim)] for j in range(x.ndim)]
+    index = [indices if i == a else np.arange(n).reshape(along[i]) for i, n in enumerate(x.shape)]
+    setitem(x, tuple(index), values)
 
 
 def _clone(node: Tensor) -> Tensor:
@@ -139,7 +197,8 @@ def _rebind(x: Tensor, new: Tensor) -> None:
     shown = {id(x)}
     outdated = []
     for node in nodes[x.index + 1 :]:
-        is_of_view = node.op is not None and node.op.is_view and node.inputs and id(node.inputs[0]) in shown
+        is_view = node.op is not None and node.op.is_view and node.op is not alias  # an alias stands for the value
+        is_of_view = is_view and node.inputs and id(node.inputs[0]) in shown
         if any(id(i) in moved for i in node.inputs):
             node.inputs = tuple([moved.get(id(i), i) for i in node.inputs])
         # A single element is a number in NumPy, not a view.

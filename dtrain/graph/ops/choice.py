@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dtrain.errors import UnsupportedFunctionError
 from dtrain.graph.ops.elementwise import maximum, minimum, same_as_first
+from dtrain.graph.ops.indexing import nonzero
 from dtrain.graph.primitive import Call, Shape, as_tensor, primitive, promote, record, resolve
 from dtrain.graph.tensor import Tensor
 
@@ -103,9 +104,7 @@ def select(g, out, mask, x, y):
 def where(condition: Any, *choices: Any) -> Any:
     """Record np.where in its form of three arguments."""
     if len(choices) != 2:
-        raise UnsupportedFunctionError(
-            "np.where(condition) has a shape that depends on values; use np.where(condition, x, y)"
-        )
+        return nonzero(condition)
     return record(select, (condition, *promote(choices)))
 
 
@@ -126,12 +125,14 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: 
     high = a_max if a_max is not None else max
     if not any(isinstance(bound, Tensor) for bound in (low, high)):
         x = as_tensor(x)
-        if low is None:
-            low = -np.inf
-        if high is None:
-            high = np.inf
-        if np.ndim(low) == 0 and np.ndim(high) == 0 and x.dtype.kind == "f":
-            return clamp(x, low=float(low), high=float(high))
+        given = [b for b in (low, high) if b is not None]
+        if x.dtype.kind == "f" and not any(map(np.ndim, given)) and np.result_type(x.dtype, *given) == x.dtype:
+            below, above = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+            return clamp(x, low=below, high=above)
+        if x.dtype.kind in "iu":  # a Python number beyond the dtype is no bound
+            limits = np.iinfo(x.dtype)
+            low = None if isinstance(low, int) and low <= limits.min else low
+            high = None if isinstance(high, int) and high >= limits.max else high
     if low is not None:
         x = maximum(x, low)
     if high is not None:

@@ -63,9 +63,9 @@ def real_if_close(x: Any, tol: float = 100) -> Any:
 
 
 def conjugate(x: Any) -> Any:
-    """Record np.conjugate; of real numbers the array itself."""
+    """Record np.conjugate; of real numbers the array itself, of booleans as integers (NumPy has it so)."""
     x = as_tensor(x)
-    return conjugate_(x) if x.dtype.kind == "c" else x
+    return conjugate_(x) if x.dtype.kind == "c" else x.astype(np.int8) if x.dtype.kind == "b" else x
 
 
 def angle(x: Any, deg: bool = False) -> Any:

@@ -55,7 +55,9 @@ def outer(x: Any, y: Any, out: None = None) -> Any:
 
 def vecdot(x: Any, y: Any, axis: int = -1) -> Any:
     """Record np.vecdot; the first operand is conjugated."""
-    return np.sum(np.conjugate(x) * y, axis=axis)
+    x, y = pair(x, y)
+    products = np.conjugate(np.moveaxis(x, axis, -1)) * np.moveaxis(y, axis, -1)
+    return np.sum(products, axis=-1, dtype=products.dtype)
 
 
 def linalg_vecdot(x: Any, y: Any, /, *, axis: int = -1) -> Any:
@@ -113,7 +115,8 @@ def cross(x: Any, y: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1, axi
     x, y = pair(x, y)
     if axis is not None:
         axisa = axisb = axisc = axis
-    x, y = np.moveaxis(x, axisa, -1), np.moveaxis(y, axisb, -1)
+    dtype = np.promote_types(x.dtype, y.dtype)
+    x, y = np.moveaxis(x, axisa, -1).astype(dtype), np.moveaxis(y, axisb, -1).astype(dtype)
     if not {x.shape[-1], y.shape[-1]} <= {2, 3}:
         raise ValueError(f"cross: expected 2 or 3 components, got shapes {x.shape} and {y.shape}")
     x0, x1, y0, y1 = x[..., 0], x[..., 1], y[..., 0], y[..., 1]
@@ -194,11 +197,14 @@ def einsum(subscripts: Any, *operands: Any, optimize: Any = False, **options: An
     """Record np.einsum of any expression: diagonals, sums, then two operands at a time as a batched matmul."""
     names, result, given = _parse(subscripts, operands)
     graph = graph_of(given)
-    terms = [_plain(as_tensor(o, graph), n) for n, o in zip(names, given, strict=True)]
+    given = [as_tensor(o, graph) for o in given]
+    dtype = options.get("dtype") or np.result_type(*[o.dtype for o in given])
+    terms = [_plain(o.astype(dtype), n) for n, o in zip(names, given, strict=True)]
     if len(terms) > 2:
         expression = ",".join(n for _, n in terms) + "->" + result
         shapes = [np.broadcast_to(0.0, t.shape) for t, _ in terms]
-        path = np.einsum_path(expression, *shapes, optimize=optimize if isinstance(optimize, str) else "greedy")[0][1:]
+        wanted = optimize if isinstance(optimize, str | list | tuple) else "greedy"
+        path = np.einsum_path(expression, *shapes, optimize=wanted)[0][1:]
     else:
         path = [tuple(range(len(terms)))]
     for step in path:
@@ -211,7 +217,7 @@ def einsum(subscripts: Any, *operands: Any, optimize: Any = False, **options: An
     ((x, name),) = terms
     gone = tuple([i for i, c in enumerate(name) if c not in result])
     if gone:
-        x = np.sum(x, axis=gone)
+        x = np.sum(x, axis=gone, dtype=dtype)
         name = "".join(c for c in name if c in result)
     return np.transpose(x, [name.index(c) for c in result])
 
@@ -264,4 +270,4 @@ def _spread(y: Any, lead: int, width: int) -> Any:
 
 def _summed(x: Any, name: str, needed: set[str]) -> tuple[Any, str]:
     gone = tuple([i for i, c in enumerate(name) if c not in needed])
-    return (np.sum(x, axis=gone), "".join(c for c in name if c in needed)) if gone else (x, name)
+    return (np.sum(x, axis=gone, dtype=x.dtype), "".join(c for c in name if c in needed)) if gone else (x, name)

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""Differences, gradients on a grid, integrals, interpolation, grids and polynomials."""
+"""Differences, gradients on a grid, integrals, interpolation and grids."""
 
 from __future__ import annotations
 
@@ -116,43 +116,34 @@ def trapezoid(y: Any, x: Any = None, dx: Any = 1.0, axis: int = -1) -> Any:
     if x is not None:
         x = x if isinstance(x, Tensor) else np.asarray(x)
         along = [-1 if i == a else 1 for i in range(y.ndim)]
-        dx = np.reshape(np.diff(x), along) if x.ndim == 1 else np.diff(x, axis=a)
+        dx = np.reshape(np.diff(x), along) if x.ndim == 1 else np.diff(x, axis=axis)
     return np.sum(dx * (_along(y, a, 1, None) + _along(y, a, None, -1)) / 2.0, axis=a)
 
 
 def interp(x: Any, xp: Any, fp: Any, left: Any = None, right: Any = None, period: Any = None) -> Any:
     """Record np.interp of increasing xp, in float64 as NumPy; the gradient reaches x, xp and fp."""
-    if period is not None:
-        raise UnsupportedFunctionError("np.interp with period= is not covered; take x % period and extend xp by hand")
     graph = graph_of([x, xp, fp, left, right])
-    x, xp, fp = (as_tensor(a, graph).astype(np.float64) for a in (x, xp, fp))
+    x, xp, fp = (as_tensor(a, graph) for a in (x, xp, fp))
+    fp = fp.astype(np.result_type(fp.dtype, np.float64))
+    x, xp = x.astype(np.float64), xp.astype(np.float64)
+    if period is not None:
+        if period == 0:
+            raise ValueError("np.interp: period is 0")
+        x, xp, left, right = x % abs(period), xp % abs(period), None, None
+        order = np.argsort(xp)
+        xp, fp = xp[order], fp[order]
+        xp = np.concatenate([xp[-1:] - abs(period), xp, xp[:1] + abs(period)])
+        fp = np.concatenate([fp[-1:], fp, fp[:1]])
     n = xp.shape[0]
     if n == 1:
         inside = np.broadcast_to(fp[0], x.shape)
     else:
         i = np.clip(np.searchsorted(xp, x, side="right") - 1, 0, n - 2)
-        slope = (fp[1:] - fp[:-1]) / (xp[1:] - xp[:-1])
+        width = xp[1:] - xp[:-1]
+        slope = (fp[1:] - fp[:-1]) / np.where(width == 0, 1.0, width)  # at a jump no x lies between
         inside = slope[i] * (x - xp[i]) + fp[i]
     low, high = fp[0] if left is None else left, fp[-1] if right is None else right
     return np.where(x < xp[0], low, np.where(x > xp[-1], high, inside))
-
-
-def polyval(p: Any, x: Any) -> Any:
-    """Record np.polyval by Horner's scheme, the highest power first."""
-    x = as_tensor(x, graph_of([p]))
-    result = np.zeros_like(x)
-    for c in p if graph_of([p]) else np.asarray(p):
-        result = result * x + c
-    return result
-
-
-def vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:
-    """Record np.vander: the powers of x as columns."""
-    x = x.astype(np.promote_types(x.dtype, int))
-    powers = [np.ones_like(x)]
-    for _ in range((x.shape[0] if N is None else N) - 1):
-        powers.append(powers[-1] * x)
-    return np.stack(powers if increasing else powers[::-1], axis=-1)
 
 
 def linspace(
@@ -172,8 +163,9 @@ def linspace(
     if endpoint and num > 1:
         line = np.concatenate([line[:-1], np.broadcast_to(stop, line.shape[1:])[None]], axis=0)
     line = np.moveaxis(line, 0, axis)
-    line = line if dtype is None else line.astype(dtype)
-    return (line, step) if retstep else line
+    if dtype is not None:
+        line = (np.floor(line) if np.dtype(dtype).kind in "iu" else line).astype(dtype)
+    return (line, step if parts > 0 else np.float64("nan")) if retstep else line
 
 
 def logspace(
@@ -184,13 +176,35 @@ def logspace(
     return line if dtype is None else line.astype(dtype)
 
 
+def geomspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, dtype: Any = None, axis: int = 0) -> Any:
+    """Record np.geomspace between traced real ends of one sign."""
+    graph = graph_of([start, stop])
+    start, stop = (as_tensor(a, graph).astype(np.result_type(as_tensor(a, graph).dtype, float)) for a in (start, stop))
+    if "c" in (start.dtype.kind, stop.dtype.kind):
+        raise UnsupportedFunctionError("np.geomspace between complex ends is not covered; use np.exp of np.linspace")
+    sign = np.sign(start)
+    line = sign * np.power(10.0, linspace(np.log10(sign * start), np.log10(sign * stop), num, endpoint))
+    if num > 0:  # the ends are met exactly
+        parts = [np.broadcast_to(start, line.shape[1:])[None], line[1 : num - 1 if endpoint and num > 1 else num]]
+        if endpoint and num > 1:
+            parts.append(np.broadcast_to(stop, line.shape[1:])[None])
+        line = np.concatenate(parts)
+    line = np.moveaxis(line, 0, axis)
+    return line if dtype is None else line.astype(dtype)
+
+
 def unwrap(p: Any, discont: Any = None, axis: int = -1, *, period: float = 2 * np.pi) -> Any:
     """Record np.unwrap: jumps above half a period become their complement. What is added is flat."""
     p = as_tensor(p)
     (a,) = normalize_axes(axis, p.ndim)
+    p = p.astype(np.result_type(p.dtype, period))
     jump = np.diff(p, axis=a)
-    half = period / 2
+    is_whole = p.dtype.kind in "iu"
+    half = period // 2 if is_whole else period / 2
     wrapped = np.remainder(jump + half, period) - half
-    wrapped = np.where(np.logical_and(wrapped == -half, jump > 0), half, wrapped)
+    if not is_whole or period % 2 == 0:
+        wrapped = np.where(np.logical_and(wrapped == -half, jump > 0), half, wrapped)
     correction = np.where(np.abs(jump) < (half if discont is None else discont), 0, wrapped - jump)
-    return np.concatenate([_along(p, a, 0, 1), _along(p, a, 1, None) + np.cumsum(correction, axis=a)], axis=a)
+    return np.concatenate(
+        [_along(p, a, 0, 1), _along(p, a, 1, None) + np.cumsum(correction, axis=a, dtype=p.dtype)], axis=a
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.graph.primitive import Call, Primitive, Shape, as_tensor, primitive
+from dtrain.graph.primitive import Call, Primitive, Shape, as_tensor, primitive, record, resolve
 from dtrain.graph.tensor import Tensor
 
 
@@ -96,8 +96,12 @@ def absolute(g, out, x):
 
 @primitive(np.sign)
 def sign(g, out, x):
-    """Sign; flat."""
-    return None
+    """Sign; flat. Of a complex number x/|x|."""
+    if x.dtype.kind != "c":
+        return None
+    length = np.abs(x)
+    turned = g - np.real(g * out) * np.conjugate(out)
+    return np.where(length == 0, 0, turned / np.where(length == 0, 1, length))
 
 
 @primitive(np.floor)
@@ -171,7 +175,7 @@ def fmod(g, out, x, y):
 @primitive(np.copysign)
 def copysign(g, out, x, y):
     """|x| with the sign of y; flat in y, and 0 at x = 0 as |x|."""
-    return g * (np.sign(x) * np.sign(out)), None
+    return g * (np.sign(x.astype(out.dtype)) * np.sign(out)), None
 
 
 @primitive(np.heaviside)
@@ -213,6 +217,11 @@ FLAT = {
         np.isinf,
         np.signbit,
         np.floor_divide,
+        np.left_shift,
+        np.right_shift,
+        np.gcd,
+        np.lcm,
+        np.bitwise_count,
     )
 }
 
@@ -261,8 +270,27 @@ def constant_power(g, out, x, *, p):
 
 def float_power(x: Any, y: Any) -> Any:
     """Record np.float_power, which computes in float64 at least."""
-    x, y = (o.astype(np.float64) if isinstance(o, Tensor) else np.asarray(o, np.float64)[()] for o in (x, y))
+    dtype = np.result_type(*[o.dtype if isinstance(o, Tensor) else o for o in (x, y)], np.float64)
+    x, y = (o.astype(dtype) if isinstance(o, Tensor) else np.asarray(o, dtype)[()] for o in (x, y))
     return power(x, y)
+
+
+def fabs(x: Any) -> Any:
+    """Record np.fabs, which makes floats of integers."""
+    return absolute(x.astype(resolve(np.fabs, x.dtype)))
+
+
+@primitive(np.ldexp, name="ldexp")
+def ldexp_(g, out, x, e):
+    """x·2^e for integers e."""
+    return np.ldexp(g, e), None
+
+
+def ldexp(x: Any, e: Any) -> Any:
+    """Record np.ldexp, whose exponent takes no part in the promotion of dtypes."""
+    return record(
+        ldexp_, (x if isinstance(x, Tensor) else np.asarray(x), e if isinstance(e, Tensor) else np.asarray(e))
+    )
 
 
 def divmod_(x: Any, y: Any) -> Any:
@@ -272,7 +300,9 @@ def divmod_(x: Any, y: Any) -> Any:
 
 def modf(x: Any) -> Any:
     """Record np.modf: the fraction and the whole part, both with the sign of x."""
-    return np.copysign(x - np.trunc(x), x), np.trunc(x)
+    x = x.astype(resolve(np.exp, x.dtype))
+    whole = np.trunc(x)
+    return np.where(np.isinf(x), np.copysign(0, x), np.fmod(np.where(np.isinf(x), 0, x), 1)), whole
 
 
 def round_(x: Any, decimals: int = 0, out: None = None) -> Any:
@@ -299,7 +329,7 @@ def _sinc_bind(out: np.ndarray, x: np.ndarray) -> Call:
 @primitive(shape=same_as_first, bind=_sinc_bind)
 def unnormalized_sinc(g, out, x):
     """sin(x)/x. Near 0 the derivative comes from its series, because cos(x) - sin(x)/x cancels there."""
-    is_near = np.square(x) < 0.25
+    is_near = np.abs(x) < 0.5
     z = np.square(np.where(is_near, x, 0.0))
     series = 0.0
     for k in range(8, 0, -1):  # Σ (-1)^k 2k x^(2k-1) / (2k+1)!, exact to the last bits below 0.5

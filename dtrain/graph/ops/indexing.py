@@ -144,13 +144,13 @@ def scatter_add(g, out, x, *arrays, shape, index):
     return (gather(g, *arrays, index=index), *[None] * len(arrays))
 
 
-def _mask_indices(mask: Any) -> list[Any]:
+def _mask_indices(mask: Any, what: str = "a traced boolean mask as an index") -> list[Any]:
     """Turn a boolean mask into the integer arrays of its true places."""
     if isinstance(mask, Tensor):
         if not mask.graph.is_branching_allowed:
             raise TraceError(
-                f"a traced boolean mask as an index at {format_line(user_line())}: the result's shape would depend on "
-                "values; use np.where(mask, x, 0), a mask of plain data, or compile=False"
+                f"{what} at {format_line(user_line())}: the result's shape would depend on values; use "
+                "np.where(mask, x, 0), a mask of plain data, or compile=False"
             )
         mask = mask.value
     return list(np.nonzero(mask))
@@ -209,13 +209,29 @@ def take(x: Any, indices: Any, axis: Any = None, out: None = None, mode: str = "
     if axis is None:
         x, axis = np.reshape(x, -1), 0
     (a,) = normalize_axes(axis, x.ndim)
+    if not isinstance(indices, Tensor):
+        indices = np.asarray(indices, np.intp if np.size(indices) == 0 else None)
     if mode == "wrap":
         indices = indices % x.shape[a]
     elif mode == "clip":
         indices = np.clip(indices, 0, x.shape[a] - 1)
-    if isinstance(indices, int | np.integer):
-        indices = np.asarray(indices)
-    return x[(slice(None),) * a + (indices if isinstance(indices, Tensor) else np.asarray(indices),)]
+    return x[(slice(None),) * a + (indices,)]
+
+
+def nonzero(x: Any) -> Any:
+    """Answer np.nonzero with plain indices, where values may be asked (compile=False)."""
+    x = np.atleast_1d(as_tensor(x))
+    return tuple(_mask_indices(x != 0, "np.nonzero of a traced array"))
+
+
+def argwhere(x: Any) -> Any:
+    """Answer np.argwhere where values may be asked."""
+    return np.transpose(nonzero(x)).reshape(-1, as_tensor(x).ndim)
+
+
+def flatnonzero(x: Any) -> Any:
+    """Answer np.flatnonzero where values may be asked."""
+    return nonzero(np.reshape(x, -1))[0]
 
 
 def take_along_axis(x: Any, indices: Any, axis: Any = -1) -> Any:

@@ -29,12 +29,11 @@ def pad(x: Any, pad_width: Any, mode: Any = "constant", **options: Any) -> Any:
         index = tuple([("slice", before, before + n, None) for n, (before, _) in zip(x.shape, widths, strict=True)])
         return record(embed, (x,), {"shape": shape, "index": index})
     if mode in _TAKING:
-        is_odd = options.get("reflect_type", "even") == "odd" and mode in ("reflect", "symmetric")
+        is_odd = mode in ("reflect", "symmetric") and options.get("reflect_type", "even") == "odd"
         for axis, width in enumerate(widths):
             if any(width):
-                n = x.shape[axis]
-                padded = np.take(x, np.pad(np.arange(n), width, mode), axis=axis)
-                x = _mirrored(padded, axis, n, width[0], width[1], mode) if is_odd else padded
+                padded = np.take(x, np.pad(np.arange(x.shape[axis]), width, mode), axis=axis)
+                x = _turned(x, padded, axis, width, mode) if is_odd else padded
         return x
     if mode not in ("constant", "linear_ramp", *_REDUCING):
         raise UnsupportedFunctionError(f"np.pad with mode={mode!r} is not covered; use np.concatenate")
@@ -48,17 +47,18 @@ def pad(x: Any, pad_width: Any, mode: Any = "constant", **options: Any) -> Any:
     return x
 
 
-def _mirrored(padded: Any, axis: int, n: int, before: int, after: int, mode: str) -> Any:
-    """Turn what was reflected evenly about the point at the edge, 2·edge - x."""
-    if max(before, after) > (n - 1 if mode == "reflect" else n):
-        raise UnsupportedFunctionError(
-            f"np.pad with reflect_type='odd' of {n} by more than once their number; pad twice"
-        )
-    lead = (slice(None),) * axis
-    first, last = (padded[(*lead, slice(k, k + 1))] for k in (before, before + n - 1))
-    inner = padded[(*lead, slice(before, before + n))]
-    left, right = padded[(*lead, slice(0, before))], padded[(*lead, slice(before + n, None))]
-    return np.concatenate([2 * first - left, inner, 2 * last - right], axis=axis)
+def _turned(x: Any, padded: Any, axis: int, width: list[int], mode: str) -> Any:
+    """Return what an even reflection gave as an odd one: each reflection is about the value of its edge too."""
+    n = x.shape[axis]
+    if n == 1 and mode == "reflect":
+        return padded
+    period = 2 * (n - 1 if mode == "reflect" else n)
+    turns, place = np.divmod(np.arange(-width[0], n + width[1]), period)
+    is_back = place >= n
+    column = [-1 if i == axis else 1 for i in range(x.ndim)]
+    first, last = (np.take(x, [i], axis=axis) for i in (0, n - 1))
+    risen = (2 * turns).astype(x.dtype).reshape(column) * (last - first)
+    return np.where(is_back.reshape(column), 2 * last - padded, padded) + risen
 
 
 def _option(options: dict[str, Any], name: str, default: Any, x: Any, axis: int, side: int) -> Any:
@@ -85,8 +85,10 @@ def _block(x: Any, axis: int, width: int, mode: str, options: dict[str, Any], si
         end = in_dtype_of(x, _option(options, "end_values", 0, x, axis, side))
         steps = np.arange(width) if side == 0 else np.arange(width)[::-1]
         steps = steps.astype(x.dtype).reshape([-1] + [1] * (x.ndim - 1 - axis))
-        return end + steps * ((edge - end) / width)
+        ramp = end + steps * ((edge - end) / width)
+        return np.floor(ramp).astype(x.dtype) if x.dtype.kind in "iu" else ramp
     length = _option(options, "stat_length", None, x, axis, side)
     length = n if length is None else min(int(length), n)
     part = x[(*lead, slice(0, length) if side == 0 else slice(n - length, n))]
-    return np.broadcast_to(_REDUCING[mode](part, axis=axis, keepdims=True).astype(x.dtype), shape)
+    found = _REDUCING[mode](part, axis=axis, keepdims=True)
+    return np.broadcast_to((np.rint(found) if x.dtype.kind in "iu" else found).astype(x.dtype), shape)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,12 @@ class _Planes:
             (slice(i, min(i + samples, n)), slice(c, min(c + depth, channels)))
             for i, c in itertools.product(range(0, n, samples), range(0, channels, depth))
         ]
-        self._split = w.empty_split((samples, depth), dtype, fill)
+        self._lead, self._fill = (samples, depth), fill
         self._taps: dict[Shape, list[np.ndarray]] = {}
+
+    @cached_property
+    def _split(self) -> np.ndarray:
+        return self.windows.empty_split(self._lead, self.dtype, self._fill)
 
     def lead(self, block: tuple[slice, slice]) -> Shape:
         """How many samples and channels the block has."""
@@ -178,14 +182,19 @@ class _Largest:
 
     def load(self, block: tuple[slice, slice]) -> tuple[list[np.ndarray], np.ndarray]:
         """Return for each tap whether it sees the largest, and how many do; 1 where none does (NaN)."""
-        largest, count = self._largest.load(block, self.y), self._count.of(block)
-        hits = [hit.of(block) for hit in self._hits]
-        count.fill(0)
+        largest = self._largest.load(block, self.y)
+        hits, count = self.empty(block)
         for seen, hit in zip(self.planes.load(block, self.x), hits, strict=True):
             np.equal(seen, largest, hit)
             np.add(count, hit.view(np.uint8), count)
         np.maximum(count, 1, out=count)
         return hits, count
+
+    def empty(self, block: tuple[slice, slice]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return memory for the hits of each tap, and zeros for how many there are."""
+        count = self._count.of(block)
+        count.fill(0)
+        return [hit.of(block) for hit in self._hits], count
 
     def where(self, block: tuple[slice, slice], hit: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return the values where the tap hits, zeros elsewhere. It multiplies bits, so infinities do no harm."""
@@ -201,6 +210,8 @@ def _max_input_shape(g: Any, x: Any, y: Any, **slide: Any) -> tuple[Shape, np.dt
 
 def _max_input_bind(out: np.ndarray, g: np.ndarray, x: np.ndarray, y: np.ndarray, **slide: Any) -> Call:
     planes, back = _planes(x, -math.inf, **slide), _planes(out, **slide)
+    if back.windows.is_disjoint:
+        return partial(_disjoint_max_input_run, out, g, x, y, _Largest(x, y, planes), _Results(back))
     return partial(_max_input_run, out, g, _Largest(x, y, planes), back, _Results(back))
 
 
@@ -213,6 +224,28 @@ def _max_input_run(out: np.ndarray, g: np.ndarray, largest: _Largest, back: _Pla
         for hit, place in zip(hits, back.taps(block), strict=True):
             np.add(place, largest.where(block, hit, share), place)
         back.windows.merge(back.split(block), out[block])
+
+
+def _disjoint_max_input_run(
+    out: np.ndarray, g: np.ndarray, x: np.ndarray, y: np.ndarray, largest: _Largest, results: _Results
+) -> None:
+    """As `_max_input_run`, of windows that do not overlap: each element is in one, so nothing is split nor added."""
+    w = largest.planes.windows
+    if not w.covers:
+        out.fill(0)
+    for block in largest.planes.blocks:
+        xs, ys, outs, share = x[block], y[block], out[block], results.of(block)
+        hits, count = largest.empty(block)
+        for hit, copy in zip(hits, w.copies, strict=True):
+            part = hit[(..., *copy.grid)]
+            np.equal(xs[(..., *copy.input)], ys[(..., *copy.grid)], part)
+            inside = count[(..., *copy.grid)]
+            np.add(inside, part.view(np.uint8), inside)
+        np.maximum(count, 1, out=count)
+        np.divide(g[block], count, share)
+        for hit, copy in zip(hits, w.copies, strict=True):
+            kept = largest.where(block, hit, share)
+            np.copyto(outs[(..., *copy.input)], kept[(..., *copy.grid)])
 
 
 @primitive(shape=_max_input_shape, bind=_max_input_bind)

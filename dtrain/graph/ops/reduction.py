@@ -153,6 +153,14 @@ def masked(x: Any, where: Any, fill: Any) -> Any:
     return x if where is True or not is_given(where) else np.where(where, x, fill)
 
 
+def in_dtype(x: Any, dtype: Any) -> Any:
+    """Return the result of a reduction in the dtype that was asked for; None asks for none.
+
+    Sums of small integers come in the widest ones: cut to the dtype they are what summing in it gives.
+    """
+    return x if dtype is None or x.dtype == dtype else x.astype(dtype)
+
+
 def sum(
     x: Any,
     axis: Any = None,
@@ -167,7 +175,7 @@ def sum(
     if dtype is not None:
         x = x.astype(dtype)
     result = _reduce(sum_, masked(x, where, 0), axis, keepdims)
-    return result + initial if is_given(initial) else result
+    return in_dtype(result + initial if is_given(initial) else result, dtype)
 
 
 def prod(
@@ -184,7 +192,7 @@ def prod(
     if dtype is not None:
         x = x.astype(dtype)
     result = _reduce(prod_, masked(x, where, 1), axis, keepdims)
-    return result * initial if is_given(initial) else result
+    return in_dtype(result * initial if is_given(initial) else result, dtype)
 
 
 def _extreme_of(op: Any, ufunc: np.ufunc, x: Any, axis: Any, keepdims: Any, initial: Any, where: Any) -> Any:
@@ -195,7 +203,7 @@ def _extreme_of(op: Any, ufunc: np.ufunc, x: Any, axis: Any, keepdims: Any, init
         return _reduce(op, x, axis, keepdims)
     axes = normalize_axes(axis, x.ndim)
     if 0 in [x.shape[a] for a in axes]:
-        return np.full_like(np.sum(x, axis=axes, keepdims=keepdims is True), initial)
+        return np.full_like(np.sum(x, axis=axes, keepdims=keepdims is True), initial, dtype=x.dtype)
     return ufunc(_reduce(op, masked(x, where, initial), axis, keepdims), initial)
 
 

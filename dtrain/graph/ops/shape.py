@@ -160,7 +160,7 @@ def copy(x: Any, *args: Any, **options: Any) -> Any:
 
 
 def _as_shape(shape: Any) -> tuple[int, ...]:
-    return (int(shape),) if isinstance(shape, int | np.integer) else tuple([int(n) for n in shape])
+    return (int(shape),) if np.ndim(shape) == 0 else tuple([int(n) for n in shape])
 
 
 def reshape(x: Any, *sizes: Any, shape: Any = None, order: str = "C", copy: Any = None) -> Any:
@@ -195,11 +195,13 @@ def transpose(x: Any, *args: Any, axes: Any = None) -> Any:
     """Record np.transpose(x, axes), x.transpose(1, 0) and x.T."""
     x = as_tensor(x)
     order: Any = args or axes
-    if len(args) == 1 and (args[0] is None or isinstance(args[0], tuple | list)):
+    if len(args) == 1 and (args[0] is None or np.ndim(args[0])):
         order = args[0]
-    if not order:
+    if order is None:
         order = range(x.ndim)[::-1]
     order = tuple([int(a) % x.ndim for a in order])
+    if sorted(order) != list(range(x.ndim)):
+        raise ValueError(f"transpose: axes {order} are not each of the {x.ndim} axes of shape {x.shape} once")
     if order == tuple(range(x.ndim)):
         return x
     return record(transpose_, (x,), {"axes": order})
@@ -258,17 +260,22 @@ def concatenate(arrays: Any, axis: Any = 0, out: None = None, **options: Any) ->
     graph = next((a.graph for a in arrays if isinstance(a, Tensor)), None)
     parts = [as_tensor(a, graph) for a in arrays]
     if options.get("dtype") is not None:
-        parts = [p.astype(options["dtype"]) for p in parts]
+        dtype: Any = np.dtype(options["dtype"])
+        casting: Any = options.get("casting") or "same_kind"
+        for p in parts:
+            if not np.can_cast(p.dtype, dtype, casting):
+                raise TypeError(f"np.concatenate: {p.dtype} to {dtype} is not allowed by casting={casting!r}")
+        parts = [p.astype(dtype) for p in parts]
     if axis is None:
         parts, axis = [ravel(p) for p in parts], 0
     return record(join, parts, {"axis": int(axis) % max(parts[0].ndim, 1)})
 
 
 def _like(fill: float) -> Any:
-    def make(x: Any, dtype: Any = None, *args: Any, **options: Any) -> Any:
+    def make(x: Any, dtype: Any = None, order: Any = "K", subok: bool = True, shape: Any = None, **more: Any) -> Any:
         x = as_tensor(x)
         constant = x.graph.constant(np.asarray(fill, dtype or x.dtype)[()])
-        return broadcast_to(constant, x.shape)
+        return broadcast_to(constant, x.shape if shape is None else shape)
 
     return make
 
@@ -277,12 +284,15 @@ zeros_like = _like(0.0)
 ones_like = _like(1.0)
 
 
-def full_like(x: Any, fill_value: Any, dtype: Any = None, **options: Any) -> Any:
+def full_like(
+    x: Any, fill_value: Any, dtype: Any = None, order: Any = "K", subok: bool = True, shape: Any = None, **more: Any
+) -> Any:
     """Record np.full_like; the fill value may be traced."""
-    x = as_tensor(x)
+    x = as_tensor(x, getattr(fill_value, "graph", None))
+    shape = x.shape if shape is None else shape
     if isinstance(fill_value, Tensor):
-        return broadcast_to(astype(fill_value, dtype or x.dtype), x.shape)
-    return broadcast_to(x.graph.constant(np.asarray(fill_value, dtype or x.dtype)), x.shape)
+        return broadcast_to(astype(fill_value, dtype or x.dtype), shape)
+    return broadcast_to(x.graph.constant(np.asarray(fill_value, dtype or x.dtype)), shape)
 
 
 def matrix_transpose(x: Any) -> Any:

@@ -264,7 +264,7 @@ def lstsq(a: Any, b: Any, rcond: Any = None) -> Any:
     else:
         residuals = a.graph.constant(np.empty(0, x.dtype))
     singular = np.linalg.svd(a, compute_uv=False)
-    return (x[:, 0] if b.ndim == 1 else x), residuals, matrix_rank(a), singular
+    return (x[:, 0] if b.ndim == 1 else x), residuals, matrix_rank(a).astype(np.int32), singular
 
 
 def tensorinv(x: Any, ind: int = 2) -> Any:

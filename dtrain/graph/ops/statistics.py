@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.errors import UnsupportedFunctionError
-from dtrain.graph.ops.reduction import is_given, masked, normalize_axes
+from dtrain.graph.ops.reduction import in_dtype, is_given, masked, normalize_axes
 from dtrain.graph.primitive import as_tensor
 from dtrain.graph.tensor import Tensor
 
@@ -41,14 +40,15 @@ def mean(
 ) -> Any:
     """Record np.mean: the sum divided by the count, as NumPy does it."""
     x, keep = _float(x, dtype), _keeps(keepdims)
-    return _over(np.sum(x, axis=axis, keepdims=keep, where=where), _count(x, axis, keep, where))
+    total = np.sum(x, axis=axis, dtype=dtype, keepdims=keep, where=where)
+    return in_dtype(_over(total, _count(x, axis, keep, where)), dtype)
 
 
 def _over(total: Any, count: Any) -> Any:
-    """Divide by a count, which has no say in the dtype."""
+    """Divide by a count, which has no say in the dtype of floats."""
     if isinstance(count, int):
         return total / count if count else total / 0.0
-    return total / (count.astype(total.real.dtype))
+    return total / (count.astype(total.real.dtype) if total.dtype.kind in "fc" else count)
 
 
 def var(
@@ -64,14 +64,25 @@ def var(
     correction: Any = None,
 ) -> Any:
     """Record np.var: the mean square of what remains after the mean, in two passes as NumPy."""
-    x, keep = _float(x, dtype), _keeps(keepdims)
+    given, x, keep = as_tensor(x), _float(x, dtype), _keeps(keepdims)
     ddof = correction if is_given(correction) else ddof
     x = masked(x, where, 0)  # what is left out, nan say, must not meet its zero gradient
-    centre = x - (mean if is_given(mean) else np.mean(x, axis=axis, keepdims=True, where=where))
+    if is_given(mean):
+        centre = (masked(given, where, 0) - mean).astype(x.dtype)
+    else:
+        centre = x - np.mean(x, axis=axis, keepdims=True, where=where)
     squares = np.square(np.abs(centre) if x.dtype.kind == "c" else centre)
     count = _count(x, axis, keep, where)
     rest = max(count - ddof, 0) if isinstance(count, int) else np.maximum(count - ddof, 0)
-    return _over(np.sum(squares, axis=axis, keepdims=keep, where=where), rest)
+    return in_dtype(_over(np.sum(squares, axis=axis, keepdims=keep, where=where), rest), dtype)
+
+
+def _root(variance: Any, count: Any) -> Any:
+    """Return the root, with the gradient 0 where no more than one element was counted."""
+    if isinstance(count, int):
+        return variance if count == 1 else np.sqrt(variance)
+    single = np.logical_and(count == 1, variance == 0)
+    return np.where(single, 0, np.sqrt(np.where(single, 1, variance)))
 
 
 def std(
@@ -84,8 +95,9 @@ def std(
     **options: Any,
 ) -> Any:
     """Record np.std. Of one element it is 0, with the gradient 0."""
+    x = as_tensor(x)
     found = var(x, axis, dtype, None, ddof, keepdims, **options)
-    return found if found.size == as_tensor(x).size else np.sqrt(found)
+    return in_dtype(_root(found, _count(x, axis, _keeps(keepdims), options.get("where", True))), dtype)
 
 
 def average(x: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: Any = False) -> Any:
@@ -111,7 +123,7 @@ def average(x: Any, axis: Any = None, weights: Any = None, returned: bool = Fals
         return result
     if total is None:
         total = np.full_like(result, x.size / max(result.size, 1))
-    return result, total
+    return result, in_dtype(total, result.dtype)
 
 
 def ptp(x: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
@@ -136,9 +148,7 @@ def cov(
     *,
     dtype: Any = None,
 ) -> Any:
-    """Record np.cov without weights."""
-    if fweights is not None or aweights is not None:
-        raise UnsupportedFunctionError("np.cov with fweights or aweights is not covered; write the weighted mean out")
+    """Record np.cov."""
     x: Any = as_tensor(m, getattr(y, "graph", None))
     dtype = dtype or np.result_type(x.dtype, np.float64)
     x = x.astype(dtype)
@@ -147,9 +157,19 @@ def cov(
         other: Any = as_tensor(y, x.graph).astype(dtype)
         other = np.reshape(other, (1, -1)) if other.ndim < 2 else (other if rowvar else np.transpose(other))
         x = np.concatenate([x, other], axis=0)
-    centre = x - np.mean(x, axis=1, keepdims=True)
-    rest = x.shape[1] - (ddof if ddof is not None else 0 if bias else 1)
-    return np.squeeze(centre @ np.transpose(np.conjugate(centre)) / rest)
+    ddof = ddof if ddof is not None else 0 if bias else 1
+    if fweights is None and aweights is None:
+        centre = x - np.mean(x, axis=1, keepdims=True)
+        rest = max(x.shape[1] - ddof, 0)
+        return np.squeeze(centre @ np.transpose(np.conjugate(centre)) / (float(rest) or np.zeros((), dtype)))
+    weights: Any = 1 if fweights is None else as_tensor(fweights, x.graph).astype(np.float64)
+    if aweights is not None:
+        importance = as_tensor(aweights, x.graph).astype(np.float64)
+        weights = importance * weights
+    total = np.sum(weights)
+    centre = x - np.sum(x * weights, axis=1, keepdims=True) / total
+    rest = total - (ddof if aweights is None else ddof * np.sum(weights * importance) / total)
+    return np.squeeze(centre @ np.transpose(np.conjugate(centre * weights)) / rest)
 
 
 def corrcoef(x: Any, y: Any = None, rowvar: bool = True, *, dtype: Any = None) -> Any:
@@ -212,7 +232,7 @@ def nanstd(
     **options: Any,
 ) -> Any:
     """Record np.nanstd."""
-    return np.sqrt(nanvar(x, axis, dtype, None, ddof, keepdims, **options))
+    return std(x, axis, dtype, None, ddof, keepdims, **{**options, "where": _present(x, options.get("where", True))})
 
 
 def _nan_extreme(function: Any, fill: float) -> Any:
@@ -220,7 +240,11 @@ def _nan_extreme(function: Any, fill: float) -> Any:
         x: Any, axis: Any = None, out: None = None, keepdims: Any = False, initial: Any = None, where: Any = True
     ) -> Any:
         keep = _keeps(keepdims)
+        if as_tensor(x).dtype.kind in "biu":
+            return function(x, axis=axis, keepdims=keep, initial=initial, where=where)
         found = function(np.where(np.isnan(x), fill, x), axis=axis, keepdims=keep, initial=initial, where=where)
+        if is_given(initial):
+            return found
         return np.where(np.any(_present(x, where), axis=axis, keepdims=keep), found, np.nan)
 
     return reduce

@@ -116,7 +116,7 @@ def arcsinh(g, out, x):
 @primitive(np.arccosh)
 def arccosh(g, out, x):
     """Inverse hyperbolic cosine."""
-    return g / np.sqrt((x - 1.0) * (x + 1.0))
+    return g / (np.sqrt(x - 1.0) * np.sqrt(x + 1.0))
 
 
 @primitive(np.arctanh)
@@ -134,6 +134,7 @@ def hypot(g, out, x, y):
 @primitive(np.arctan2)
 def arctan2(g, out, x, y):
     """Angle of the point (y, x) in radians."""
+    x, y = x.astype(out.dtype), y.astype(out.dtype)  # the squares of small integers would wrap around
     scale = g / (np.square(x) + np.square(y))
     return y * scale, -x * scale
 

@@ -154,6 +154,12 @@ class Windows:
         """Whether every element of the input is in a phase."""
         return sum(copy.size for copy in self.copies) == math.prod(self.size)
 
+    @cached_property
+    def is_disjoint(self) -> bool:
+        """Whether no element of the input is in two windows, each phase being what one tap sees."""
+        widths = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        return all(s >= width for s, width in zip(self.stride, widths, strict=True)) and self.grid == self.count
+
     def empty_split(self, lead: Shape, dtype: np.dtype[Any], fill: float = 0.0) -> np.ndarray:
         """Return an array (*lead, phases, span) for the split input, filled with what surrounds it."""
         return np.full((*lead, self.phases, self.span), fill, dtype)

@@ -32,3 +32,45 @@ def test_an_older_view_is_refused():
 
     with pytest.raises(TraceError, match="older than an assignment"):
         graph.grad(f)(X)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_assignment_to_what_a_nested_vjp_took_or_gave(compiled):
+    def result(x):
+        y, pullback = graph.vjp(np.square, x)
+        y[0] = 7.0
+        return np.sum(y * pullback(y)[0])  # y is the new value, the pullback is that of the old one
+
+    def argument(x):
+        y = x.copy()
+        _, pullback = graph.vjp(lambda y: y**3, y)
+        y[0] = 2.0
+        return np.sum(y * pullback(np.ones(4))[0])
+
+    value, gradient = graph.value_and_grad(result, compile=compiled)(X)
+    assert value == pytest.approx(7**2 * 2 * X[0] + np.sum(2 * X[1:] ** 5), rel=1e-14)
+    np.testing.assert_allclose(gradient, [98, *10 * X[1:] ** 4], rtol=1e-14)
+    value, gradient = graph.value_and_grad(argument, compile=compiled)(X)
+    assert value == pytest.approx(6 * X[0] ** 2 + np.sum(3 * X[1:] ** 3), rel=1e-14)
+    np.testing.assert_allclose(gradient, [12 * X[0], *9 * X[1:] ** 2], rtol=1e-14)
+
+
+def test_floats_with_a_gradient_are_not_put_into_integers():
+    def f(x):
+        u = np.zeros_like(x, dtype=int)
+        u[0] = x[0]
+        return np.sum(u * x)
+
+    for compiled in (True, False):
+        with pytest.raises(
+            TraceError, match=r"of float64 to an array of int64 at .*lose the gradient.*x\.astype\(int\)"
+        ):
+            graph.grad(f, compile=compiled)(X)
+
+    def rounded(x):
+        u = np.zeros_like(x, dtype=int)
+        u[:2] = x[:2].astype(int)
+        u[3] = 1.7
+        return np.sum(u * x)
+
+    np.testing.assert_array_equal(graph.grad(rounded)(X), [0, -1, 0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 
@@ -91,9 +92,9 @@ def test_an_uncovered_function_is_named():
     ("use", "what"),
     [
         (lambda x: 1.0 if x[0, 0] > 0 else 2.0, "the truth value"),
-        (lambda x: int(x[0, 0]), r"int\(\)"),
-        (lambda x: x[0, 0].item(), r"item\(\)"),
-        (lambda x: sum(x.tolist()), r"tolist\(\)"),
+        (lambda x: int(np.argmax(x)), r"int\(\)"),
+        (lambda x: np.argmax(x).item(), r"item\(\)"),
+        (lambda x: sum(np.argsort(x)[0].tolist()), r"tolist\(\)"),
         (lambda x: [1.0, 2.0][np.argmax(x)], "a Python index"),
     ],
 )
@@ -171,8 +172,19 @@ def test_shapes_that_depend_on_values():
     with pytest.raises(TraceError, match=r"a traced boolean mask as an index .*use np\.where\(mask, x, 0\)"):
         graph.grad(lambda x: np.sum(x[x > 0]))(X)
     np.testing.assert_array_equal(graph.grad(lambda x: np.sum(x[x > 0]), compile=False)(np.array([1.0, -1])), [1, 0])
-    with pytest.raises(UnsupportedFunctionError, match=r"np\.where\(condition\)"):
-        graph.grad(lambda x: np.where(x > 0))(X)
+    for function in (np.where, np.nonzero, np.argwhere, np.flatnonzero):
+        with pytest.raises(TraceError, match=r"np\.nonzero of a traced array at .*use np\.where\(mask, x, 0\)"):
+            graph.grad(lambda x, f=function: np.sum(x[f(x > 0)]))(X)
+    taken = {
+        "nonzero": lambda x: x[np.nonzero(x > 0)],
+        "method": lambda x: x[(x > 0).nonzero()],
+        "where": lambda x: x[np.where(x > 0)],
+        "argwhere": lambda x: x[tuple(np.argwhere(x > 0).T)],
+        "flatnonzero": lambda x: x.ravel()[np.flatnonzero(x > 0)],
+    }
+    for name, function in taken.items():
+        found = graph.grad(lambda x, f=function: np.sum(f(x)), compile=False)(np.array([[1.0, -1], [-2, 3]]))
+        np.testing.assert_array_equal(found, [[1, 0], [0, 1]], err_msg=name)
 
 
 def test_what_cannot_be_differentiated():
@@ -310,3 +322,64 @@ def test_a_condition_that_is_traced_has_no_shape():
         graph.grad(lambda x: np.sum(np.extract(x > 0, x)))(X)
     with pytest.raises(UnsupportedFunctionError, match=r"np\.bincount of traced places"):
         graph.grad(lambda x: np.sum(np.bincount(np.argmax(x, axis=1))))(X)
+
+
+NUMBERS = {
+    "int": lambda x: int(x[0]),
+    "float": lambda x: float(x[0]),
+    "complex": lambda x: complex(x[0]).real,
+    "item": lambda x: x[0].item(),
+    "tolist": lambda x: x.tolist()[0],
+    "math.trunc": lambda x: math.trunc(x[0]),
+    "math.exp": lambda x: math.log(math.exp(x[0])),
+    "np.asarray": lambda x: np.asarray(x)[0],
+    "np.float64": lambda x: np.float64(x[0]),
+    "of a loop": lambda x: float(graph.scan(lambda c, v: (c + v, None), 0 * x[0], x[:1])[0]),
+    "into integers": lambda x: into(np.zeros(2, int), x)[0],
+    "into floats": lambda x: into(np.zeros(2), x)[0],
+    "all into integers": lambda x: into(np.zeros(2, int), x, slice(None))[0],
+}
+
+
+def into(array, x, index=0):
+    array[index] = x[index]
+    return array
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_loses_the_gradient_is_an_error_unless_the_gradient_is_stopped(name):
+    x, function = np.array([1.5, 2.5]), NUMBERS[name]
+    for compiled in (True, False):
+        with pytest.raises(
+            TraceError, match=r"of a traced array at test_errors|of a traced array at .*lose the gradient"
+        ):
+            graph.grad(lambda x: function(x) * x[1], compile=compiled)(x)
+    found = graph.grad(lambda x: function(graph.stop_gradient(2 * x)) * x[1], compile=False)(x)
+    np.testing.assert_allclose(found, [0, 3], rtol=1e-14)
+
+
+def test_what_has_no_gradient_is_a_plain_number_with_compile_false():
+    x = np.array([1.5, 2.5])
+    assert graph.grad(lambda x: x[int(np.argmax(x))], compile=False)(x).tolist() == [0, 1]
+    assert graph.grad(lambda x: np.sum(np.asarray(np.argsort(-x)) * x), compile=False)(x).tolist() == [1, 0]
+    with pytest.raises(TraceError, match="its value may differ in the next call"):
+        graph.grad(lambda x: x[int(np.argmax(x))] * [1.0, 2.0][np.argmax(x)])(x)
+
+
+def test_a_traced_array_is_formatted_and_copied_as_an_array_is():
+    said = []
+
+    def f(x):
+        said.append(f"{x[0]:.2f} {x.sum():5.1f} {x}")
+        return np.sum(copy.copy(x) * copy.deepcopy(x))
+
+    np.testing.assert_array_equal(graph.grad(f)(np.array([1.5, 2.5])), [3, 5])
+    assert said == ["1.50   4.0 Tensor(alias, shape=(2,), dtype=float64, value=[1.5 2.5])"]
+
+
+def test_one_element_is_a_scalar_as_in_autograd():
+    value, gradient = graph.value_and_grad(lambda x: np.sum(x * x, keepdims=True))(np.array([1.0, 2.0]))
+    assert value.shape == (1,)
+    np.testing.assert_array_equal(gradient, [2, 4])
+    with pytest.raises(TraceError, match=r"must return a scalar .*got shape \(2,\); made at"):
+        graph.grad(lambda x: x * x)(np.array([1.0, 2.0]))

@@ -105,5 +105,6 @@ def test_every_primitive_and_covered_function_is_in_the_table(monkeypatch):
         seen |= {node.op.name for node in recorded.nodes if node.op is not None}
     random = {"random_words", "keep"}  # test_context.py
     assert set(graph.PRIMITIVES) - seen - random - {"alias"} == set()
-    missing = [f.__name__ for t in tables for f in t if (id(t), f) not in called]
+    by_values = {np.nonzero, np.argwhere, np.flatnonzero}  # test_errors.py: with compile=False only
+    missing = [f.__name__ for t in tables for f in t if (id(t), f) not in called and f not in by_values]
     assert missing == []

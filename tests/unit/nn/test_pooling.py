@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dtrain.errors import InputError, ShapeError
-from dtrain.graph import grad
+from dtrain.graph import grad, vjp
 from dtrain.graph.ops import pooling as ops
 from dtrain.nn import avg_pool, max_pool
 
@@ -72,3 +74,27 @@ def test_a_nan_shows() -> None:
 def test_mistakes_are_named(pool: Any, shape: Any, settings: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=rf"{pool.__name__} at \S*test_pooling.py:\d+: .*{message}"):
         pool(np.ones(shape), *settings)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_dilation_and_ceil_mode_are_pytorchs(dims: int, ceil_mode: bool) -> None:
+    random, seen = np.random.default_rng(dims), 0
+    max_of, avg_of = (getattr(torch.nn.functional, f"{kind}_pool{dims}d") for kind in ("max", "avg"))
+    for kernel, stride, padding, dilation in itertools.product((2, 3), (1, 2, 3), (0, 1), (1, 2)):
+        x = random.standard_normal((2, 2, *(7, 6, 5)[:dims]))
+        slide: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+        forms: list[Any] = [(partial(max_pool, dilation=dilation, **slide), max_of, (dilation, ceil_mode))]
+        if dilation == 1:
+            for included in (True, False):
+                forms.append((partial(avg_pool, count_include_pad=included, **slide), avg_of, (ceil_mode, included)))
+        for ours, theirs, more in forms:
+            found, pullback = vjp(ours, x)
+            there = torch.tensor(x, requires_grad=True)
+            expected = theirs(there, kernel, stride, padding, *more)
+            g = random.standard_normal(found.shape)
+            (back,) = torch.autograd.grad(expected, there, torch.tensor(g))
+            np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-13, atol=1e-14)
+            np.testing.assert_allclose(pullback(g)[0], back.numpy(), rtol=1e-12, atol=1e-13)
+            seen += 1
+    assert seen == 24 + 2 * 12
