@@ -23,6 +23,9 @@ class Model(Options):
     reads_integers: ClassVar[bool] = False
     """Whether samples are sequences of integers below ``classes`` (n, time), and scores (n, time, classes)."""
 
+    reads_vectors: ClassVar[bool] = False
+    """Whether samples are sequences of vectors (n, time, features), and scores (n, time, classes)."""
+
     l2: float = number(0.0, at_least=0)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
