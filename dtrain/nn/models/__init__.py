@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtrain.nn.models.alexnet import AlexNet
 from dtrain.nn.models.convnet import ConvNet
 from dtrain.nn.models.deep_lstm import DeepLSTM
 from dtrain.nn.models.lstm import LSTM
@@ -21,6 +22,7 @@ __all__ = [
     "MODELS",
     "NTM",
     "SVM",
+    "AlexNet",
     "ConvNet",
     "DeepLSTM",
     "Model",
@@ -34,6 +36,7 @@ MODELS: dict[str, type[Model]] = {
     "svm": SVM,
     "mlp": MLP,
     "convnet": ConvNet,
+    "alexnet": AlexNet,
     "transformer": Transformer,
     "lstm": LSTM,
     "deep-lstm": DeepLSTM,
