@@ -234,6 +234,29 @@ def draw(
 
 
 @app.command()
+def race(
+    target: Annotated[
+        str, typer.Argument(help="beale, saddle, valley, noisy-moons, or your own file.py:function of two numbers.")
+    ],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="A picture, .svg or .png.")] = None,
+    animation: Annotated[str | None, typer.Option(help="An animation, .gif.")] = None,
+    start: Annotated[str | None, typer.Option(help="Where the rules begin, as x,y.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps they take.")] = None,
+    lr: Annotated[list[str] | None, typer.Option("--lr", help="A learning rate, as adam=0.1.")] = None,
+    rules: Annotated[str | None, typer.Option(help="Who takes part, as sgd,adam; all seven unless given.")] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Race the seven update rules over a function, and draw where they went (needs dtrain[plots])."""
+    from dtrain.jobs import racing
+
+    course, walks = racing.race(target, start, steps, lr or [], rules)
+    print(json.dumps(racing.to_json(course, walks)) if as_json else racing.table(course, walks))
+    racing.draw(course, walks, output, animation)
+    for path in filter(None, (output, animation)):
+        _say(path)
+
+
+@app.command()
 def submit(
     spec: Annotated[str, SPEC],
     name: Annotated[str | None, typer.Option(help="Name of the job; that of the file unless given.")] = None,

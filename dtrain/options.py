@@ -102,6 +102,8 @@ def _converted(key: str, hint: Any, value: Any) -> Any:
     if origin is typing.Literal:
         if value in arguments:
             return value
+        if str(value) in arguments and not isinstance(value, bool):  # YAML reads a name such as 2012 as a number
+            return str(value)
         known = [str(a).lower() if isinstance(a, bool) else str(a) for a in arguments]  # as in a spec
         raise InputError(f"{key}: got {value!r}; {_suggest(str(value), known)}")
     if hint is bool:

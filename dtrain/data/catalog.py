@@ -13,6 +13,7 @@ from dtrain.data.clicks import Clicks
 from dtrain.data.files import FileOptions, load_npy, load_npz
 from dtrain.data.generated import Blobs, Digits, Spiral, Synthetic
 from dtrain.data.source import Source, check_finite
+from dtrain.data.tasks import AssociativeRecall, Copy, NGrams, PrioritySort, RepeatCopy
 from dtrain.errors import InputError
 from dtrain.options import Options, build, unknown_name
 
@@ -33,6 +34,11 @@ SOURCES: dict[str, Entry] = {
     "synthetic": Entry(Synthetic, Synthetic.load),
     "clicks": Entry(Clicks, Clicks.load),
     "characters": Entry(Characters, Characters.load, {"file": False}),
+    "copy": Entry(Copy, Copy.load),
+    "repeat-copy": Entry(RepeatCopy, RepeatCopy.load),
+    "associative-recall": Entry(AssociativeRecall, AssociativeRecall.load),
+    "n-grams": Entry(NGrams, NGrams.load),
+    "priority-sort": Entry(PrioritySort, PrioritySort.load),
     "npz": Entry(FileOptions, load_npz, {"train": True, "eval": False}),
     "npy": Entry(FileOptions, load_npy, {"x": True, "y": False, "eval_x": False, "eval_y": False}),
 }

@@ -33,15 +33,20 @@ CENTRE_RANGE = 10.0
 class Digits(Options):
     """The 1797 handwritten digits, 8 × 8 pixels, of the UCI test part; licence and source in digits.LICENSE.
 
-    ``x`` is pixels / 16 in [0, 1], (n, 64); ``y`` the digit, int64 (n,). 1437 samples to train, 360 held out.
+    ``x`` is pixels / 16 in [0, 1], (n, 64·scale²): every pixel ``scale`` times in each direction; ``y`` the digit,
+    int64 (n,). 1437 samples to train, 360 held out.
     """
 
     section = "data"
+    scale: int = number(1, at_least=1, at_most=32)
     dtype: Float = "float32"
 
     def load(self) -> Source:
         arrays = read_npz(DIGITS_FILE, "data")
         x = arrays["images"].astype(self.dtype) / np.dtype(self.dtype).type(16)
+        if self.scale > 1:
+            square = x.reshape(-1, 8, 8).repeat(self.scale, axis=1).repeat(self.scale, axis=2)
+            x = square.reshape(len(x), -1)
         order = shuffled(0, SPLIT, 0, len(x))
         return split(x, arrays["labels"].astype(np.int64), order, DIGITS_HELD_OUT, classes=10)
 

@@ -17,6 +17,11 @@ SPLIT = int.from_bytes(b"split", "big")
 BLOBS = int.from_bytes(b"blobs", "big")
 CLICKS = int.from_bytes(b"clicks", "big")
 SYNTHETIC = int.from_bytes(b"synth", "big")
+COPY = int.from_bytes(b"copy", "big")
+REPEAT = int.from_bytes(b"repeat", "big")
+RECALL = int.from_bytes(b"recall", "big")
+NGRAMS = int.from_bytes(b"ngrams", "big")
+SORT = int.from_bytes(b"sort", "big")
 
 _WORDS = 2**64
 

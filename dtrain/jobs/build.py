@@ -12,7 +12,7 @@ from dtrain.data.source import Source
 from dtrain.errors import InputError
 from dtrain.jobs.spec import JobSpec, OptimizerSpec
 from dtrain.jobs.user_code import load_file, load_module
-from dtrain.nn import make_model, supervise
+from dtrain.nn import Model, SequenceTask, make_model, supervise
 from dtrain.optim import make_rule, make_schedule
 from dtrain.optim.rule import Rule
 from dtrain.optim.schedules import Schedule
@@ -89,6 +89,8 @@ def _model(spec: JobSpec, source: Source, check: bool) -> tuple[Any, Any, Any]:
             for part, arrays in (("train", source.train), ("eval", source.eval)):
                 if arrays:
                     model.check(part, arrays)
+        if model.reads_vectors:
+            return _sequence_task(spec, model, source)
         outputs = source.classes
         if outputs is None and model.reads_integers:
             outputs = source.count_tokens()
@@ -127,3 +129,16 @@ def _model(spec: JobSpec, source: Source, check: bool) -> tuple[Any, Any, Any]:
                 f"model.entry: {where} has no function {name}; a model is init(rng) and loss(params, batch)"
             )
     return found.init, found.loss, getattr(found, "metrics", None)
+
+
+def _sequence_task(spec: JobSpec, model: Model, source: Source) -> tuple[Any, Any, Any]:
+    x, y = source.train["x"], source.train["y"]
+    if x.ndim != 3 or y.ndim != 3 or x.shape[:2] != y.shape[:2]:
+        raise InputError(
+            f"model.name: {spec.model.name} expects x (n, time, inputs) and y (n, time, outputs), such as those of the "
+            f"data source copy, got x {x.shape} and y {y.shape}"
+        )
+    if spec.loss not in (None, model.default_loss):
+        raise InputError(f"loss: {spec.model.name} is trained with {model.default_loss}; remove the key loss")
+    task = SequenceTask(model, x.shape[2], y.shape[2])
+    return task.init, task.loss, task.metrics

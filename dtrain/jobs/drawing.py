@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from dtrain.graph.tree import flatten, named_leaves
 from dtrain.jobs.build import build
 from dtrain.jobs.document import parse_yaml
 from dtrain.jobs.spec import load_spec
-from dtrain.jobs.user_code import load_file, load_module
+from dtrain.jobs.user_code import load_function
 from dtrain.train.introspection import shard_graph
 from dtrain.train.shard import told
 
@@ -30,7 +29,7 @@ def draw_target(target: str, arguments: Iterable[str], overrides: Iterable[str],
         program = build(spec)
         graph = shard_graph(program, program.initial_parameters())
         return draw(graph, title=f"{spec.name}: loss of the first shard", max_nodes=max_nodes)
-    function = _function(target)
+    function = load_function(target, "draw", "a job file (.yaml, .toml), module:function or file.py:function")
     values = _arguments(function, target, arguments)
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     positional = sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds)
@@ -56,22 +55,6 @@ def _names(values: Mapping[str, Any]) -> list[str]:
     """The names of the inputs that the arguments become: theirs, with the path in a tree behind it."""
     leaves = [(f"{n}.{path}" if path else n, leaf) for n, value in values.items() for path, leaf in named_leaves(value)]
     return [name for name, leaf in leaves if isinstance(leaf, float | np.ndarray | np.generic)]
-
-
-def _function(target: str) -> Any:
-    place, colon, name = target.rpartition(":")
-    if not colon or not name.isidentifier():
-        raise InputError(f"draw: {target}: expected a job file (.yaml, .toml), module:function or file.py:function")
-    if not place.endswith(".py"):
-        module = load_module(place, ".", "draw")
-    elif Path(place).is_file():
-        module = load_file(Path(place), "draw")
-    else:
-        raise InputError(f"draw: {place}: no such file")
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise InputError(f"draw: {place}: there is no function {name} in it")
-    return found
 
 
 def _arguments(function: Any, target: str, given: Iterable[str]) -> dict[str, Any]:

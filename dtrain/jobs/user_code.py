@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 from dtrain.errors import InputError
 
@@ -31,6 +32,23 @@ def load_module(name: str, folder: str, key: str) -> ModuleType:
     _make_importable(folder)
     _run(name, key, lambda: importlib.import_module(name))
     return sys.modules[name]
+
+
+def load_function(target: str, key: str, wanted: str = "module:function or file.py:function") -> Callable[..., Any]:
+    """Import the function that module:function or file.py:function names; ``wanted`` says what was expected."""
+    place, colon, name = target.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise InputError(f"{key}: {target}: expected {wanted}")
+    if not place.endswith(".py"):
+        module = load_module(place, ".", key)
+    elif Path(place).is_file():
+        module = load_file(Path(place), key)
+    else:
+        raise InputError(f"{key}: {place}: no such file")
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise InputError(f"{key}: {place}: there is no function {name} in it")
+    return cast(Callable[..., Any], found)
 
 
 def _make_importable(folder: str) -> None:

@@ -51,6 +51,7 @@ from dtrain.nn.normalisation import batch_norm, group_norm, instance_norm, layer
 from dtrain.nn.pooling import avg_pool, max_pool
 from dtrain.nn.recurrent import gru, gru_cell, lstm, lstm_cell, rnn_cell
 from dtrain.nn.running import report, running
+from dtrain.nn.sequences import SequenceTask
 from dtrain.nn.supervised import Supervised, supervise
 from dtrain.nn.table import table
 
@@ -58,6 +59,7 @@ __all__ = [
     "LOSSES",
     "MODELS",
     "Model",
+    "SequenceTask",
     "Supervised",
     "accuracy",
     "attention",

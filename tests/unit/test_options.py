@@ -17,14 +17,14 @@ class Oven(Options):
 
     heat: float = number(above=0, at_most=300)
     trays: tuple[int, ...] = number((1,), at_least=1)
-    mode: Literal["air", "grill"] = "air"
+    mode: Literal["air", "grill", "1970"] = "air"
     timer: int | None = number(None, at_least=1)
     light: bool = False
 
 
 def test_values_are_converted_to_their_annotation() -> None:
-    oven = build(Oven, "oven", {"heat": "1.5e2", "trays": [2, 3.0], "timer": 5.0})
-    assert oven == Oven(heat=150.0, trays=(2, 3), timer=5)
+    oven = build(Oven, "oven", {"heat": "1.5e2", "trays": [2, 3.0], "timer": 5.0, "mode": 1970})
+    assert oven == Oven(heat=150.0, trays=(2, 3), timer=5, mode="1970")
     assert isinstance(oven.heat, float)
     assert isinstance(oven.timer, int)
 

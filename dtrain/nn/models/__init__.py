@@ -4,26 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtrain.nn.models.alexnet import AlexNet
 from dtrain.nn.models.convnet import ConvNet
+from dtrain.nn.models.deep_lstm import DeepLSTM
 from dtrain.nn.models.dlrm import DLRM
 from dtrain.nn.models.lstm import LSTM
 from dtrain.nn.models.mlp import MLP
 from dtrain.nn.models.model import Model
+from dtrain.nn.models.ntm import NTM
 from dtrain.nn.models.softmax import Softmax
 from dtrain.nn.models.svm import SVM
 from dtrain.nn.models.transformer import Transformer
 from dtrain.options import build, unknown_name
 
-__all__ = ["DLRM", "LSTM", "MLP", "MODELS", "SVM", "ConvNet", "Model", "Softmax", "Transformer", "make_model"]
+__all__ = [
+    "DLRM",
+    "LSTM",
+    "MLP",
+    "MODELS",
+    "NTM",
+    "SVM",
+    "AlexNet",
+    "ConvNet",
+    "DeepLSTM",
+    "Model",
+    "Softmax",
+    "Transformer",
+    "make_model",
+]
 
 MODELS: dict[str, type[Model]] = {
     "softmax": Softmax,
     "svm": SVM,
     "mlp": MLP,
     "convnet": ConvNet,
+    "alexnet": AlexNet,
     "transformer": Transformer,
     "lstm": LSTM,
     "dlrm": DLRM,
+    "deep-lstm": DeepLSTM,
+    "ntm": NTM,
 }
 
 

@@ -27,6 +27,9 @@ class Model(Options):
     arrays: ClassVar[tuple[str, ...]] = ("x",)
     """The arrays of a batch that ``predict`` takes, in its order."""
 
+    reads_vectors: ClassVar[bool] = False
+    """Whether samples are sequences of vectors (n, time, features), and scores (n, time, classes)."""
+
     l2: float = number(0.0, at_least=0)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:

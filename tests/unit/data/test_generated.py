@@ -37,6 +37,13 @@ class TestDigits:
             assert part["x"].min() == 0
             assert part["x"].max() == 1
 
+    def test_scale_repeats_every_pixel(self):
+        plain, scaled = make_source("digits").train["x"], make_source("digits", scale=3).train["x"]
+        square = scaled.reshape(-1, 24, 24)
+        for row in range(3):
+            for column in range(3):
+                np.testing.assert_array_equal(square[:, row::3, column::3].reshape(-1, 64), plain)
+
     def test_the_split_uses_every_image_once(self):
         source, stored = make_source("digits"), read_npz(DIGITS_FILE, "data")
         x = np.concatenate([source.train["x"], source.eval["x"]]) * 16
