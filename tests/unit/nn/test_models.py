@@ -76,15 +76,25 @@ def test_loss_and_gradients_are_pytorchs(name: str, options: dict[str, Any]) -> 
         np.testing.assert_allclose(gradient, reference.grad, rtol=1e-10, atol=1e-12, err_msg=leaf_name)
 
 
+def sized(name: str) -> tuple[Any, int]:
+    """A model of that name and the number of its features."""
+    return (make_model(name, form="small", channels=1), 1024) if name == "alexnet" else (make_model(name), FEATURES)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_init_gives_float32_of_the_right_shapes(name: str) -> None:
-    params = make_model(name).init(np.random.default_rng(0), FEATURES, classes_of(name))
+    model, features = sized(name)
+    params = model.init(np.random.default_rng(0), features, classes_of(name))
     assert {leaf.dtype for leaf in flatten(params)[0]} == {np.dtype(np.float32)}
-    x, shape = batch()["x"].astype(np.float32), (SAMPLES, 1 if name == "dlrm" else CLASSES)
-    others = [np.zeros((SAMPLES, 26), np.int64)] if "ids" in make_model(name).arrays else []
-    if make_model(name).reads_integers:
+    x: np.ndarray = np.random.default_rng(2).standard_normal((SAMPLES, features), np.float32)
+    shape: tuple[int, ...] = (SAMPLES, 1 if name == "dlrm" else CLASSES)
+    others = [np.zeros((SAMPLES, 26), np.int64)] if "ids" in model.arrays else []
+    if model.reads_integers:
         x, shape = np.arange(SAMPLES * FEATURES).reshape(SAMPLES, FEATURES) % CLASSES, (SAMPLES, FEATURES, CLASSES)
-    scores = make_model(name).predict(params, x, *others)
+    if model.reads_vectors:
+        x, shape = np.stack([x, x, x], axis=1), (SAMPLES, 3, CLASSES)
+    with step_context(0, 0, 0, training=False):
+        scores = model.predict(params, x, *others)
     assert scores.shape == shape
     assert scores.dtype == np.float32
 
@@ -158,14 +168,10 @@ def test_mlp_with_batch_norm_is_pytorchs(training: bool, batch_norm: bool | str)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_init_is_a_function_of_the_generator(name: str) -> None:
+    model, features = sized(name)
     first, again, other = (
-        np.concatenate(
-            [
-                leaf.ravel()
-                for leaf in flatten(make_model(name).init(np.random.default_rng(seed), FEATURES, classes_of(name)))[0]
-            ]
-        )
-        for seed in (0, 0, 1)
+        np.concatenate([leaf.ravel() for leaf in flatten(model.init(rng, features, classes_of(name)))[0]])
+        for rng in map(np.random.default_rng, (0, 0, 1))
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -211,7 +217,8 @@ def test_samples_are_flattened_and_taken_in_the_dtype_of_the_parameters(dtype: t
 
 def test_each_model_has_its_own_loss() -> None:
     names = {name: supervise(make_model(name), None, 2, 2).loss_name for name in MODELS}
-    assert names == dict.fromkeys(MODELS, "softmax_cross_entropy") | {"svm": "hinge", "dlrm": "binary_cross_entropy"}
+    bits = dict.fromkeys(("dlrm", "ntm", "deep-lstm"), "binary_cross_entropy")
+    assert names == dict.fromkeys(MODELS, "softmax_cross_entropy") | {"svm": "hinge"} | bits
     assert supervise(make_model("svm"), "squared_hinge", 2, 2).loss_name == "squared_hinge"
 
 
