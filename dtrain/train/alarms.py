@@ -1,0 +1,118 @@
+"""Steps that stand out: a loss or gradient norm far beyond the recent ones, and an update that was skipped.
+
+A **spike** is a loss or global gradient norm of more than ``factor`` times the median of the last 50 committed steps
+(at least 20 of them, all finite, since this process began). It is told of once in 50 steps, and so is a skipped step.
+What is known of it costs nothing to find: the shards' losses and the squares of the gradient are in the run's memory.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from dtrain.comm.memory import RING
+from dtrain.monitor.records import StepRecord
+from dtrain.train.blame import explain_skipped
+from dtrain.train.observer import Observer
+from dtrain.train.state import RunState
+
+WINDOW, LEAST = 50, 20
+
+
+class Recent:
+    """The last ``WINDOW`` values of a figure, and their median."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Take a finite value in, and let the oldest go if there are too many."""
+        self._values.append(value)
+        insort(self._sorted, value)
+        if len(self._values) > WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._values.popleft())]
+
+    @property
+    def median(self) -> float | None:
+        """None as long as there are too few values to tell. Of an even number the upper one."""
+        return self._sorted[len(self._sorted) // 2] if len(self._sorted) >= LEAST else None
+
+
+class Alarms:
+    """Looks at each committed step, in order, while its figures are still in the run's memory."""
+
+    def __init__(self, state: RunState, observer: Observer, factor: float | None) -> None:
+        """``factor`` says what a spike is; None: nothing is."""
+        self._state, self._observer, self._factor = state, observer, factor
+        self._recent = {"loss": Recent(), "gradient_norm": Recent()}
+        self._told = {"spike": -WINDOW, "skipped": -WINDOW}
+
+    def look(self, records: Sequence[StepRecord]) -> None:
+        """Tell the observer of the steps among these that stand out."""
+        for record in records:
+            figures = {"loss": record.loss, "gradient_norm": record.gradient_norm}
+            if record.is_skipped:
+                if self._is_due("skipped", record.step):
+                    self._tell_skipped(record.step)
+                continue
+            if self._factor is not None:
+                medians = {name: self._recent[name].median for name in figures}
+                times = {n: figures[n] / m for n, m in medians.items() if m is not None and m > 0}
+                name = max(times, key=lambda n: times[n], default="")
+                if name and times[name] > self._factor and self._is_due("spike", record.step):
+                    self._tell_spike(record.step, name, figures[name], medians[name] or 0.0)
+            for name, value in figures.items():
+                if math.isfinite(value):
+                    self._recent[name].add(value)
+
+    def _is_due(self, kind: str, step: int) -> bool:
+        if step < self._told[kind] + WINDOW:
+            return False
+        self._told[kind] = step
+        return True
+
+    def _tell_skipped(self, step: int) -> None:
+        error = explain_skipped(self._state.program, self._state.memory, step)
+        tell_nonfinite(self._observer, str(error), error.place)
+
+    def _tell_spike(self, step: int, quantity: str, value: float, median: float) -> None:
+        state, sampler = self._state, self._state.sampler
+        losses = state.memory.losses[step % RING, : state.present(step)].tolist()
+        samples = [sampler.indices(step, shard).tolist() for shard in range(len(losses))]
+        means = [loss / len(indices) for loss, indices in zip(losses, samples, strict=True)]
+        shard = max(range(len(means)), key=means.__getitem__)
+        norms = state.parameter_norms(step)
+        parameter = max(norms, key=norms.__getitem__)
+        self._observer.event(
+            "spike",
+            f"step {step}: the {quantity.replace('_', ' ')} is {value:.6g}, {value / median:.1f} times the median of "
+            f"the last steps ({median:.6g}); shard {shard} has the largest loss, parameter {parameter} the largest "
+            f"gradient",
+            step=step,
+            quantity=quantity,
+            value=value,
+            median=median,
+            shard=shard,
+            samples=samples[shard],
+            parameter=parameter,
+        )
+
+
+def tell_nonfinite(observer: Observer, text: str, place: dict[str, Any]) -> None:
+    """Tell of a value that is not finite, as `blame` has found it."""
+    observer.event(
+        "nonfinite",
+        text,
+        step=place["step"],
+        shard=place["shard"],
+        samples=place["samples"],
+        tensor=place["tensor"],
+        op=place["op"],
+        line=place["line"],
+        result=place["result"],
+        inputs=place["inputs"],
+    )
