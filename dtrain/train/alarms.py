@@ -1,7 +1,9 @@
 """Steps that stand out: a loss or gradient norm far beyond the recent ones, and an update that was skipped.
 
 A **spike** is a loss or global gradient norm of more than ``factor`` times the median of the last 50 committed steps
-(at least 20 of them, all finite, since this process began). It is told of once in 50 steps, and so is a skipped step.
+(at least 20 of them) and more than the median of the first 20 since this process began: where a run has learnt its data
+by heart, both are tiny, and any step is many times as large as the others. It is told of once in 50 steps, and so is a
+skipped step. Values that are not finite count for no median.
 What is known of it costs nothing to find: the shards' losses and the squares of the gradient are in the run's memory.
 """
 
@@ -28,6 +30,7 @@ class Recent:
     def __init__(self) -> None:
         self._values: deque[float] = deque()
         self._sorted: list[float] = []
+        self.first: float | None = None  # the median of the first values
 
     def add(self, value: float) -> None:
         """Take a finite value in, and let the oldest go if there are too many."""
@@ -35,11 +38,18 @@ class Recent:
         insort(self._sorted, value)
         if len(self._values) > WINDOW:
             del self._sorted[bisect_left(self._sorted, self._values.popleft())]
+        if self.first is None:
+            self.first = self.median
 
     @property
     def median(self) -> float | None:
         """None as long as there are too few values to tell. Of an even number the upper one."""
         return self._sorted[len(self._sorted) // 2] if len(self._sorted) >= LEAST else None
+
+    def times(self, value: float) -> float:
+        """How many times the median a value is; 0 if that cannot be told, or if it is not above the first ones."""
+        median = self.median
+        return value / median if median is not None and median > 0 and value > (self.first or 0.0) else 0.0
 
 
 class Alarms:
@@ -60,11 +70,10 @@ class Alarms:
                     self._tell_skipped(record.step)
                 continue
             if self._factor is not None:
-                medians = {name: self._recent[name].median for name in figures}
-                times = {n: figures[n] / m for n, m in medians.items() if m is not None and m > 0}
-                name = max(times, key=lambda n: times[n], default="")
-                if name and times[name] > self._factor and self._is_due("spike", record.step):
-                    self._tell_spike(record.step, name, figures[name], medians[name] or 0.0)
+                times = {name: self._recent[name].times(value) for name, value in figures.items()}
+                name = max(times, key=times.__getitem__)
+                if times[name] > self._factor and self._is_due("spike", record.step):
+                    self._tell_spike(record.step, name, figures[name], figures[name] / times[name])
             for name, value in figures.items():
                 if math.isfinite(value):
                     self._recent[name].add(value)
@@ -77,7 +86,7 @@ class Alarms:
 
     def _tell_skipped(self, step: int) -> None:
         error = explain_skipped(self._state.program, self._state.memory, step)
-        tell_nonfinite(self._observer, str(error), error.place)
+        tell_nonfinite(self._observer, str(error), error.place, is_skipped=True)
 
     def _tell_spike(self, step: int, quantity: str, value: float, median: float) -> None:
         state, sampler = self._state, self._state.sampler
@@ -102,8 +111,8 @@ class Alarms:
         )
 
 
-def tell_nonfinite(observer: Observer, text: str, place: dict[str, Any]) -> None:
-    """Tell of a value that is not finite, as `blame` has found it."""
+def tell_nonfinite(observer: Observer, text: str, place: dict[str, Any], is_skipped: bool = False) -> None:
+    """Tell of a value that is not finite, as `blame` has found it; the run goes on if the step ``is_skipped``."""
     observer.event(
         "nonfinite",
         text,
@@ -115,4 +124,5 @@ def tell_nonfinite(observer: Observer, text: str, place: dict[str, Any]) -> None
         line=place["line"],
         result=place["result"],
         inputs=place["inputs"],
+        is_skipped=is_skipped,
     )

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from dtrain.monitor.progress import Progress, _short, describe_duration, describe_number, final_summary
+from dtrain.monitor.figures import describe_duration, describe_number, short
+from dtrain.monitor.progress import Progress, final_summary
 from dtrain.monitor.records import EvalRecord, StepRecord
 
 
@@ -185,7 +186,7 @@ def test_figures():
     assert [describe_number(x) for x in (0.0, 1.5, -2.0, 5e-4, 12345.0, float("nan"), float("inf"))] == [
         "0.0000", "1.5000", "-2.0000", "5.000e-04", "1.234e+04", "nan", "inf",
     ]  # fmt: skip
-    assert [_short(x) for x in (0.5, 12.3, 999.0, 1500.0, 2.5e6, 3e9)] == ["0.5", "12", "999", "1.5k", "2.5M", "3.0G"]
+    assert [short(x) for x in (0.5, 12.3, 999.0, 1500.0, 2.5e6, 3e9)] == ["0.5", "12", "999", "1.5k", "2.5M", "3.0G"]
     assert [describe_duration(x) for x in (0.2, 59.7, 61, 3599.6, 7325)] == [
         "0:00",
         "1:00",

@@ -178,8 +178,8 @@ def test_it_looks_where_another_worker_of_its_host_is(line: Line) -> None:
         answer = line.ask({"type": "host_stack", "worker": 3, "pid": other.pid}, "host_stack")
         other.kill()
     assert answer["worker"] == 3
-    assert answer["found"]["line"] == "<string>:5 in <module>"
-    assert "line 5 in <module>" in answer["found"]["stack"]
+    assert answer["found"]["line"] in ("<string>:4 in <module>", "<string>:5 in <module>")
+    assert "in <module>" in answer["found"]["stack"]
 
 
 def test_a_worker_that_is_idle_says_why_first(line: Line) -> None:
