@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from dtrain.monitor.view import RunView
 
+NAMES = ("stalled", "nonfinite", "skipped", "spike", "straggler", "checkpoint_stale", "workers_lost")
+
 STALLED_SECONDS, STALLED_STEPS = 10.0, 10
 """No step for so long, and for so many times the mean of the last 50 steps."""
 STRAGGLER = 1.5
@@ -22,7 +24,7 @@ TOLD_STEPS = 100
 
 @dataclass(frozen=True)
 class Alert:
-    """``name`` is one of stalled, nonfinite, skipped, spike, straggler, checkpoint_stale and workers_lost."""
+    """``name`` is one of ``NAMES``."""
 
     name: str
     text: str
@@ -55,17 +57,12 @@ def _of_time(view: RunView, now: float) -> list[Alert]:
 
 
 def _of_steps(view: RunView) -> list[Alert]:
-    found = []
+    recent = (event for event in view.events if view.step - int(event.values.get("step") or 0) <= TOLD_STEPS)
+    newest = {event.kind: event for event in recent}
+    found = [Alert(kind, newest[kind].text) for kind in ("nonfinite", "spike") if kind in newest]
     record = view.record
-    if record is not None and not math.isfinite(record.loss):
+    if record is not None and not math.isfinite(record.loss) and "nonfinite" not in newest:
         found.append(Alert("nonfinite", f"the loss of step {record.step} is {record.loss}"))
-    newest = {event.kind: event for event in view.events if event.kind in ("nonfinite", "spike")}
-    for kind, event in newest.items():
-        is_said = kind == "nonfinite" and any(alert.name == kind for alert in found)
-        if view.step - int(event.values.get("step", 0)) <= TOLD_STEPS:
-            if is_said:
-                found.pop()
-            found.append(Alert(kind, event.text))
     if view.skipped:
         found.append(Alert("skipped", f"{view.skipped} of the last steps were skipped: not finite"))
     return found

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len, set_cell_size
+
 from dtrain.comm.memory import PHASES
 from dtrain.monitor.alerts import Alert
 from dtrain.monitor.figures import describe_duration, describe_metric, describe_number, short
@@ -38,13 +40,21 @@ def sparkline(values: Sequence[float], blocks: str = BLOCKS) -> str:
     return "".join(blocks[round((v - low) * scale)] if math.isfinite(v) else bad for v in values)
 
 
-def fitted(fields: Sequence[str], width: int) -> str:
+def fitted(fields: Sequence[str], width: int, is_ascii: bool = False) -> str:
     """Join as many of the fields, the most important first, as a line has room for; the first is cut if it must be."""
     kept = list(fields)
     while len(kept) > 1 and len("  ".join(kept)) > width:
         kept.pop()
-    line = "  ".join(kept)
-    return line if len(line) <= width else line[: max(0, width - 1)] + "…" * (width > 0)
+    return cut("  ".join(kept), width, is_ascii)
+
+
+def cut(text: str, width: int, is_ascii: bool = False) -> str:
+    """The text on one line of that width, without what could move the cursor, and in ASCII if it must be."""
+    text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+    if is_ascii:
+        text = text.encode("ascii", "replace").decode()
+    end = ("..." if is_ascii else "…")[: max(0, width)]
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - len(end))) + end
 
 
 def head_fields(view: RunView) -> list[str]:
@@ -105,16 +115,16 @@ def run_lines(view: RunView, width: int, is_ascii: bool = False, events: int = 1
     lines = [_bar_line(view, width, is_ascii)]
     lines += [_curve_line(*curve, width, is_ascii) for curve in curve_fields(view)]
     if speed := speed_fields(view):
-        lines.append(Text(fitted([f"{'speed':<{_LABEL}}{speed[0]}", *speed[1:]], width)))
+        lines.append(Text(fitted([f"{'speed':<{_LABEL}}{speed[0]}", *speed[1:]], width, is_ascii)))
     for event in view.last_events(events, NOTED):
-        lines.append(Text(_cut(f"{_clock(event.at)} {_one_line(event.text)}", width, is_ascii), style="dim"))
+        lines.append(Text(cut(f"{_clock(event.at)} {event.text}", width, is_ascii), style="dim"))
     return Text("\n").join(lines)
 
 
 def _bar_line(view: RunView, width: int, is_ascii: bool) -> Text:
     from rich.text import Text
 
-    text = fitted(head_fields(view), width)
+    text = fitted(head_fields(view), width, is_ascii)
     room = min(width - len(text) - 2, _BAR_WIDTH)
     if not view.steps or room < 10:
         return Text(text, style="bold")
@@ -125,7 +135,7 @@ def _bar_line(view: RunView, width: int, is_ascii: bool) -> Text:
 
 
 def _curve_line(
-    label: str, figure: str, points: Callable[[int], list[float]], behind: list[str], width: int, ascii: bool
+    label: str, figure: str, points: Callable[[int], list[float]], behind: list[str], width: int, is_ascii: bool
 ) -> Text:
     from rich.text import Text
 
@@ -136,8 +146,8 @@ def _curve_line(
     end = "  ".join(fields)
     room = min(width - len(start) - (len(end) + 3 if end else 1), 60)
     if room < 6:
-        return Text(fitted([start.rstrip(), *fields], width))
-    curve = sparkline(points(room), ASCII_BLOCKS if ascii else BLOCKS)
+        return Text(fitted([start.rstrip(), *fields], width, is_ascii))
+    curve = sparkline(points(room), ASCII_BLOCKS if is_ascii else BLOCKS)
     return Text.assemble(start, " ", (f"{curve:<{room}}", "cyan"), "  " if end else "", end)
 
 
@@ -159,10 +169,9 @@ def frame(
     from rich.text import Text
 
     def line(text: str, style: str) -> Text:
-        text = _one_line(text)
-        return Text(text if height is None else _cut(text, width, is_ascii), style=style, overflow="fold")
+        return Text(cut(text, len(text) * 2 if height is None else width, is_ascii), style=style, overflow="fold")
 
-    title = fitted([f"{view.name}  {view.status}", *([note] if note else [])], width)
+    title = fitted([f"{view.name}  {view.status}", *([note] if note else [])], width, is_ascii)
     run = run_lines(view, width, is_ascii, events=0)
     parts: list[Text | Table] = [Text(title, style="bold"), run]
     parts += [line(f"! {alert.name.replace('_', ' ')}: {alert.text}", "bold red") for alert in alerts]
@@ -196,7 +205,7 @@ def workers_table(view: RunView, width: int, count: int) -> Table:
         times = [f"{1000 * seconds * shares[p]:.3g}" if p in shares else "-" for p in PHASES]
         host = "" if known is None else known.host
         rows.append([str(rank), str(worker), *times, "-" if shards is None else str(shards)])
-        rows[-1] += [str(view.losses_by_rank.get(rank, 0)), host or "-"]
+        rows[-1] += [str(view.losses_by_rank.get(rank, 0)), cut(host or "-", width, is_ascii=True)]
     headings = ["rank", "worker", *(f"{p} ms" for p in PHASES), "shards", "lost", "host"]
     widths = [max(len(r[i]) for r in [headings, *rows]) for i in range(len(columns))]
     order = ["rank", "compute", "wait", "worker", "shards", "sum", "update", "data", "lost", "host"]
@@ -215,14 +224,3 @@ def workers_table(view: RunView, width: int, count: int) -> Table:
 
 def _clock(at: float) -> str:
     return datetime.datetime.fromtimestamp(at).strftime("%H:%M:%S")
-
-
-def _one_line(text: str) -> str:
-    """The text without what could move the cursor."""
-    return "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-
-
-def _cut(text: str, width: int, is_ascii: bool) -> str:
-    if len(text) <= width:
-        return text
-    return text[: max(0, width - 3)] + "..." if is_ascii else text[: max(0, width - 1)] + "…"
