@@ -171,7 +171,7 @@ def frame(
     def line(text: str, style: str) -> Text:
         return Text(cut(text, len(text) * 2 if height is None else width, is_ascii), style=style, overflow="fold")
 
-    title = fitted([f"{view.name}  {view.status}", *([note] if note else [])], width, is_ascii)
+    title = fitted([f"{view.status}  {view.name}", *([note] if note else [])], width, is_ascii)
     run = run_lines(view, width, is_ascii, events=0)
     parts: list[Text | Table] = [Text(title, style="bold"), run]
     parts += [line(f"! {alert.name.replace('_', ' ')}: {alert.text}", "bold red") for alert in alerts]

@@ -9,7 +9,7 @@ from dtrain.jobs.build import build
 from dtrain.jobs.run import run_settings
 from dtrain.jobs.spec import parse_spec
 from dtrain.train.observer import Observer
-from tests.support import service_of
+from tests.support import train
 
 STEP, SHARD = 45, 2
 MODEL = """
@@ -55,8 +55,8 @@ def test_a_bad_sample_is_found(spec):
     told = []
     for workers in (0, 2):
         seen = Events()
-        service, _ = service_of(spec, workers, seen, spike_factor=run_settings(spec, build(spec), workers).spike_factor)
-        assert service.run().status == "succeeded"
+        factor = run_settings(spec, build(spec), workers).spike_factor
+        assert train(spec, workers, seen, spike_factor=factor).status == "succeeded"
         told.append([e for e in seen.events if e[0] == "spike"])
     ((_, text, details),) = told[0]
     assert (details["step"], details["shard"]) == (STEP, SHARD)

@@ -40,7 +40,7 @@ def test_a_run_that_has_ended(ended):
     assert done.returncode == 0, done.stderr
     last, result = steps_of(ended)[-1], result_of(ended)
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{ended}  succeeded"
+    assert lines[0] == f"succeeded  {ended}"
     assert lines[1].endswith("step 12/12  epoch 1/1  100 %")
     assert lines[2].startswith(f"loss      {last['loss']:.4f}")
     assert (
@@ -157,7 +157,7 @@ def lasting(tmp_path):
 
 def test_a_run_that_lasts_is_followed_to_its_end_and_q_leaves_it_alone(lasting):
     with screen("top", lasting) as top, screen("top", lasting) as other:
-        top.wait_for("running  q quits")
+        top.wait_for("q quits")
         assert "\x1b[?1049h" in top.text  # the alternate screen
         wait_until(lambda: not top.is_echoing())
         (victim, pid), *_ = alive(lasting).items()
@@ -166,11 +166,11 @@ def test_a_run_that_lasts_is_followed_to_its_end_and_q_leaves_it_alone(lasting):
         first = re.search(r"step (\d+)/400", "\n".join(top.newest()))
         top.resize(40, 12)
         wait_until(lambda: len(top.newest()) == 12 and max(map(len, top.newest())) <= 40)
-        other.wait_for("running  q quits")
+        other.wait_for("q quits")
         other.type("xq")
         assert other.process.wait(30) == 0
         assert other.is_echoing()
-        assert other.read().rstrip().endswith("\x1b[?25h")  # nothing is left but the cursor
+        assert other.read().rstrip().endswith("\x1b[?25h\x1b[?1049l")  # and nothing is left
         lasting.with_name("brake").unlink()
         assert top.process.wait(60) == 0
         assert top.is_echoing()

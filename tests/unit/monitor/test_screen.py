@@ -79,7 +79,7 @@ def test_before_the_first_step_there_is_little_to_show() -> None:
 
 def test_the_screen_has_alerts_workers_and_events() -> None:
     lines = printed(frame(full_view(), [Alert("checkpoint_stale", "the newest checkpoint is 99 s old")], 110), 110)
-    assert lines[0] == "digits/1  running"
+    assert lines[0] == "running  digits/1"
     assert "! checkpoint stale: the newest checkpoint is 99 s old" in lines
     table = next(i for i, line in enumerate(lines) if line.startswith("rank"))
     assert " ".join(lines[table].split()) == (
