@@ -81,9 +81,9 @@ class FilesOfRun:
         for record, self._metrics in read_records(run.metrics_file, self._metrics):  # noqa: B020
             view.take(record)
             news = True
-        if news and view.is_running:
+        if news and view.stepped_at is not None:  # the steps are of the process that runs it now
             with suppress(FileNotFoundError):
-                view.stepped_at = run.metrics_file.stat().st_mtime
+                view.stepped_at = max(view.stepped_at, run.metrics_file.stat().st_mtime)
         view.result = None if view.is_running else run.read_result()
 
 

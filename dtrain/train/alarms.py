@@ -25,31 +25,29 @@ WINDOW, LEAST = 50, 20
 
 
 class Recent:
-    """The last ``WINDOW`` values of a figure, and their median."""
+    """The last ``WINDOW`` values of a figure, and the ``limit`` above which the next one is a spike."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
         self._values: deque[float] = deque()
         self._sorted: list[float] = []
-        self.first: float | None = None  # the median of the first values
+        self._first: float | None = None  # the median of the first values
+        self.median: float | None = None
+        """None as long as there are too few values to tell. Of an even number the upper one."""
+        self.limit = math.inf
 
     def add(self, value: float) -> None:
         """Take a finite value in, and let the oldest go if there are too many."""
+        ordered = self._sorted
         self._values.append(value)
-        insort(self._sorted, value)
-        if len(self._values) > WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._values.popleft())]
-        if self.first is None:
-            self.first = self.median
-
-    @property
-    def median(self) -> float | None:
-        """None as long as there are too few values to tell. Of an even number the upper one."""
-        return self._sorted[len(self._sorted) // 2] if len(self._sorted) >= LEAST else None
-
-    def times(self, value: float) -> float:
-        """How many times the median a value is; 0 if that cannot be told, or if it is not above the first ones."""
-        median = self.median
-        return value / median if median is not None and median > 0 and value > (self.first or 0.0) else 0.0
+        insort(ordered, value)
+        if len(ordered) > WINDOW:
+            del ordered[bisect_left(ordered, self._values.popleft())]
+        if len(ordered) >= LEAST:
+            self.median = median = ordered[len(ordered) // 2]
+            if self._first is None:
+                self._first = median
+            self.limit = max(self._factor * median, self._first) if median > 0 else math.inf
 
 
 class Alarms:
@@ -58,25 +56,23 @@ class Alarms:
     def __init__(self, state: RunState, observer: Observer, factor: float | None) -> None:
         """``factor`` says what a spike is; None: nothing is."""
         self._state, self._observer, self._factor = state, observer, factor
-        self._recent = {"loss": Recent(), "gradient_norm": Recent()}
+        self._loss, self._norm = Recent(factor or 1.0), Recent(factor or 1.0)
         self._told = {"spike": -WINDOW, "skipped": -WINDOW}
 
     def look(self, records: Sequence[StepRecord]) -> None:
         """Tell the observer of the steps among these that stand out."""
         for record in records:
-            figures = {"loss": record.loss, "gradient_norm": record.gradient_norm}
             if record.is_skipped:
                 if self._is_due("skipped", record.step):
                     self._tell_skipped(record.step)
-                continue
-            if self._factor is not None:
-                times = {name: self._recent[name].times(value) for name, value in figures.items()}
-                name = max(times, key=times.__getitem__)
-                if times[name] > self._factor and self._is_due("spike", record.step):
-                    self._tell_spike(record.step, name, figures[name], figures[name] / times[name])
-            for name, value in figures.items():
-                if math.isfinite(value):
-                    self._recent[name].add(value)
+            elif self._factor is not None:
+                loss, norm = record.loss, record.gradient_norm
+                if (loss > self._loss.limit or norm > self._norm.limit) and self._is_due("spike", record.step):
+                    self._tell_spike(record)
+                if math.isfinite(loss):
+                    self._loss.add(loss)
+                if math.isfinite(norm):
+                    self._norm.add(norm)
 
     def _is_due(self, kind: str, step: int) -> bool:
         if step < self._told[kind] + WINDOW:
@@ -88,8 +84,12 @@ class Alarms:
         error = explain_skipped(self._state.program, self._state.memory, step)
         tell_nonfinite(self._observer, str(error), error.place, is_skipped=True)
 
-    def _tell_spike(self, step: int, quantity: str, value: float, median: float) -> None:
-        state, sampler = self._state, self._state.sampler
+    def _tell_spike(self, record: StepRecord) -> None:
+        state, sampler, step = self._state, self._state.sampler, record.step
+        figures = {"loss": (record.loss, self._loss), "gradient_norm": (record.gradient_norm, self._norm)}
+        beyond = {name: value / recent.limit for name, (value, recent) in figures.items()}
+        quantity = max(beyond, key=beyond.__getitem__)
+        value, median = figures[quantity][0], figures[quantity][1].median or 0.0
         losses = state.memory.losses[step % RING, : state.present(step)].tolist()
         samples = [sampler.indices(step, shard).tolist() for shard in range(len(losses))]
         means = [loss / len(indices) for loss, indices in zip(losses, samples, strict=True)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,13 +17,17 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dtrain.errors import InputError
 from dtrain.jobs.job import Job
-from dtrain.jobs.top import LogOfJob, as_plain, source_of
+from dtrain.jobs.run_directory import RunDirectory
+from dtrain.jobs.top import FilesOfRun, LogOfJob, as_plain, source_of
+from dtrain.monitor.progress import Progress
+from dtrain.monitor.records import EvalRecord, StepRecord
 from tests.support import DIGITS, alive, braked_model, command, dtrain, has_stepped, result_of, steps_of, wait_until
 
 
@@ -67,6 +73,27 @@ def test_the_same_as_json(ended):
     assert [w["rank"] for w in plain["workers"]] == [0, 1]
     assert [w["shards"] for w in plain["workers"]] == [4, 4]
     assert all(w["host"] and w["phase_seconds"]["compute"] > 0 for w in plain["workers"])
+
+
+def test_a_run_that_is_resumed_meanwhile_is_read_anew(ended, tmp_path):
+    """Its record is cut back to the checkpoint, and a new process has not made a step yet."""
+    run = RunDirectory(Path(shutil.copytree(ended, tmp_path / "run")))
+    source = FilesOfRun(run)
+    source.read()
+    assert (source.view.step, len(source.view.loss.points(99))) == (12, 12)
+    assert source.view.stepped_at == run.metrics_file.stat().st_mtime
+    lines = run.metrics_file.read_bytes().splitlines(keepends=True)
+    run.metrics_file.write_bytes(b"".join(lines[:5]))
+    run.append_event("started", steps=12, step=5, steps_per_epoch=12)
+    source.read()
+    assert (source.view.step, len(source.view.loss.points(99))) == (5, 5)
+    assert (source.view.stepped_at, source.view.members) == (None, ())
+    run.metrics_file.write_bytes(b"".join(lines[:7]))
+    run.append_event("first_step", step=5)
+    source.read()
+    assert (source.view.step, len(source.view.loss.points(99))) == (7, 7)
+    assert source.view.stepped_at is not None
+    assert source.view.stepped_at >= run.metrics_file.stat().st_mtime
 
 
 def test_a_run_that_is_not_there(tmp_path):
@@ -183,16 +210,24 @@ def test_a_run_that_lasts_is_followed_to_its_end_and_q_leaves_it_alone(lasting):
 # --- a job by its log ------------------------------------------------------------------------------------------------
 
 
+def log_of_a_job():
+    """What a run says where it has no terminal, in two pieces that part in the middle of a line."""
+    now, stream = [0.0], io.StringIO()
+    with Progress(40, 10, stream=stream, clock=lambda: now[0], plain_seconds=0.0) as progress:
+        for step in range(9):
+            progress.update(StepRecord(step, 0, 2.5 - step / 8, 0.5, 1.0, 0.1, 150, 0.1))
+            now[0] += 0.125
+        progress.update(EvalRecord(9, 0, 1.1, {"accuracy": 0.625}))
+        progress.note("worker 1 died")
+    text = f"dtrain 0.1.0 starts in /there\n{stream.getvalue()}"
+    return [text[:200], text[200:]]
+
+
 class Jobs:
     """One job somewhere else."""
 
     def __init__(self, run_directory="~/dtrain-runs/digits/1", status="running"):
         self.job = Job("digits-1", status, str(run_directory), steps=40)
-        self.pieces = [
-            "dtrain 0.1.0 starts in /there\nepoch 1/4  step 1/40  loss 2.5000  grad norm 1.5000\n",
-            "epoch 1/4  step 9/40  loss 1.2500  grad norm 0.7500  1.5k samp",
-            "les/s  0:02 left\nepoch 1  step 10  eval loss 1.1000  accuracy 62.50 %\n",
-        ]
 
     def all(self):
         return [self.job]
@@ -202,7 +237,7 @@ class Jobs:
         return self.job
 
     def log(self, job_id, follow, start=0):
-        return iter(self.pieces)
+        return iter(log_of_a_job())
 
 
 @pytest.mark.parametrize("follow", [False, True])
@@ -213,9 +248,9 @@ def test_a_job_whose_directory_cannot_be_seen_is_told_from_its_log(follow):
     while source.view.eval is None and time.monotonic() < deadline:
         plain = as_plain(source)
     assert (plain["run"], plain["status"], plain["step"], plain["steps"]) == ("digits-1", "running", 9, 40)
-    assert (plain["loss"], plain["gradient_norm"], plain["samples_per_second"]) == (1.25, 0.75, 1500.0)
+    assert (plain["loss"], plain["gradient_norm"], plain["samples_per_second"]) == (1.5, 0.5, 1200.0)
     assert plain["eval"] == {"loss": 1.1, "accuracy": 0.625}
-    assert source.view.loss.points(9) == [2.5, 1.25]
+    assert source.view.loss.points(9) == [2.5 - step / 8 for step in range(9)]
     assert plain["workers"] == []
 
 
