@@ -287,7 +287,7 @@ def logs(
 @app.command()
 def top(
     job_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The job; the newest that runs unless given.")
+        str | None, typer.Argument(metavar="ID", help="The job; the newest that runs unless given.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one screen and leave.")] = False,
     address: Annotated[str | None, ADDRESS] = None,
