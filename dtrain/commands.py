@@ -297,7 +297,7 @@ def top(
     from dtrain.jobs import top
     from dtrain.jobs.detached import LocalJobs
 
-    is_single = once or as_json or not sys.stdout.isatty()
+    is_single = once or as_json or not top.has_screen()
     jobs = _jobs(address, job_id)
     source = top.source_of(job_id, jobs, isinstance(jobs, LocalJobs), follow=not is_single)
     if as_json:

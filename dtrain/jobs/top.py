@@ -165,6 +165,11 @@ def as_plain(source: Source) -> dict[str, Any]:
     return {**source.view.plain(now), "alerts": found}
 
 
+def has_screen() -> bool:
+    """Whether standard output is a terminal on which the cursor can be moved."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def print_frame(source: Source) -> None:
     """Print one screen of a run on standard output."""
     from rich.console import Console, Group
