@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dtrain import nn
 from dtrain.monitor.records import StepRecord
 from dtrain.train.alarms import LEAST, WINDOW, Alarms, Recent
 from dtrain.train.blame import explain_nonfinite, explain_skipped
@@ -170,6 +172,19 @@ def test_a_step_that_was_finite_since_names_no_operation() -> None:
     error = explain_skipped(state.program, state.memory, step)
     assert (error.place["shard"], error.place["samples"], error.place["tensor"]) == (None, [], "gradient")
     assert str(error) == "step 3: the losses are finite, a gradient is not; the step is skipped"
+
+
+def test_where_shards_meet_in_the_middle_of_a_step_none_is_to_blame_afterwards() -> None:
+    """What the others have handed in is gone, and one that is not finite has spoilt all."""
+
+    def centred(params: Any, batch: Any) -> Any:
+        total = nn.sum_over_shards(np.sum(batch["x"], axis=0))
+        return loss(params, {"x": batch["x"] - total})
+
+    state, step, _ = bad_state()
+    error = explain_skipped(replace(state.program, loss=centred), state.memory, step)
+    assert (error.place["shard"], error.place["samples"], error.place["op"]) == (None, [], None)
+    assert str(error) == f"step {step}: the loss is inf; the step is skipped"
 
 
 @pytest.mark.parametrize("bad", [2, None])
