@@ -37,7 +37,9 @@ def explain_nonfinite(program: Program, memory: RunMemory, step: int) -> NonFini
     sampler = program.sampler()
     runner = ShardRunner(program, memory)
     shards: Sequence[int] = range(min(sampler.batch_size(step), program.shards))
-    if runner.meets(step, shards):  # what one shard hands in spoils the others
+    with np.errstate(all="ignore"):  # it may record the loss
+        is_spoilt = runner.meets(step, shards)
+    if is_spoilt:  # what one shard hands in spoils the others
         culprit = runner.sums.first_nonfinite()
         shards = sorted(shards, key=lambda s: s != culprit)
     for shard in shards:
@@ -99,7 +101,8 @@ def explain_skipped(program: Program, memory: RunMemory, step: int) -> NonFinite
     try:
         own.parameters[:] = memory.parameters
         runner = ShardRunner(program, own)
-        is_apart = not runner.meets(step, (shard,))
+        with np.errstate(all="ignore"):
+            is_apart = not runner.meets(step, (shard,))
         origin, samples = _trace_back(runner, step, shard) if is_apart else (None, [])
     finally:
         own.close()
