@@ -13,7 +13,8 @@ NAMES = ("stalled", "nonfinite", "skipped", "spike", "straggler", "checkpoint_st
 STALLED_SECONDS, STALLED_STEPS = 10.0, 10
 """No step for so long, and for so many times the mean of the last 50 steps."""
 STRAGGLER = 1.5
-"""A worker whose data and compute time for a shard is more than so many times the median of the workers."""
+"""A worker's time for a shard's data, forward and backward is more than so many times the median of the workers."""
+_OF_A_SHARD = ("data", "forward", "backward")
 STALE = 3
 """The newest checkpoint is older than so many times `checkpoint.every`."""
 LOST, LOST_SECONDS = 3, 300.0
@@ -74,7 +75,7 @@ def _straggler(view: RunView) -> tuple[int, float] | None:
     for rank, worker in enumerate(view.members):
         known, shards = view.workers.get(worker), view.shards_of(rank)
         if known is not None and known.shares and shards:
-            costs[worker] = (known.shares.get("data", 0.0) + known.shares.get("compute", 0.0)) / shards
+            costs[worker] = sum(known.shares.get(phase, 0.0) for phase in _OF_A_SHARD) / shards
     if len(costs) < 2:
         return None
     slowest = max(costs, key=costs.__getitem__)

@@ -208,7 +208,7 @@ def workers_table(view: RunView, width: int, count: int) -> Table:
         rows[-1] += [str(view.losses_by_rank.get(rank, 0)), cut(host or "-", width, is_ascii=True)]
     headings = ["rank", "worker", *(f"{p} ms" for p in PHASES), "shards", "lost", "host"]
     widths = [max(len(r[i]) for r in [headings, *rows]) for i in range(len(columns))]
-    order = ["rank", "compute", "wait", "worker", "shards", "sum", "update", "data", "lost", "host"]
+    order = ["rank", "forward", "backward", "wait", "worker", "shards", "sum", "update", "data", "lost", "host"]
     kept: set[str] = set()
     for name in order:  # what matters most first, as long as there is room
         if sum(widths[columns.index(n)] + 2 for n in {*kept, name}) - 2 <= width:

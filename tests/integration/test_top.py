@@ -72,7 +72,7 @@ def test_the_same_as_json(ended):
     assert plain["alerts"] == []
     assert [w["rank"] for w in plain["workers"]] == [0, 1]
     assert [w["shards"] for w in plain["workers"]] == [4, 4]
-    assert all(w["host"] and w["phase_seconds"]["compute"] > 0 for w in plain["workers"])
+    assert all(w["host"] and w["phase_seconds"]["forward"] > 0 for w in plain["workers"])
 
 
 def test_a_run_that_is_resumed_meanwhile_is_read_anew(ended, tmp_path):

@@ -9,7 +9,7 @@ from dtrain.jobs.watcher import Watcher
 
 def test_what_goes_wrong_stays_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     watcher = Watcher(None)
-    watcher.started(("w",), 10, 0, 5)
+    watcher.started({"w": 3}, 10, 0, 5)
     watcher.generation(1, (0, 1), 0)
     watcher.event("worker_joined", "worker 1 joined", worker=1, pid=7, host="here")
     watcher.event("worker_silent", "worker 1 (rank 1) was silent", worker=1)

@@ -19,7 +19,7 @@ from tests.unit.monitor.test_view import NOW, record, running
 def full_view(workers: int = 2) -> Any:
     view = running(workers)
     for step in range(1, 40):
-        view.take(record(step, loss=40.0 - step, phases={w: {"compute": 0.2, "wait": 0.05} for w in range(workers)}))
+        view.take(record(step, loss=40.0 - step, phases={w: {"forward": 0.2, "wait": 0.05} for w in range(workers)}))
     view.take(EvalRecord(40, 4, 0.5, {"accuracy": 0.9}))
     view.take_event({"event": "worker_lost", "worker": 1, "text": "worker 1 died"}, NOW)
     view.take_event({"event": "resized", "text": "4 workers are wanted\x1b[2J"}, NOW)
@@ -83,16 +83,16 @@ def test_the_screen_has_alerts_workers_and_events() -> None:
     assert "! checkpoint stale: the newest checkpoint is 99 s old" in lines
     table = next(i for i, line in enumerate(lines) if line.startswith("rank"))
     assert " ".join(lines[table].split()) == (
-        "rank worker data ms compute ms sum ms update ms wait ms shards lost host"
+        "rank worker data ms forward ms backward ms sum ms update ms wait ms shards lost host"
     )
-    assert lines[table + 1].split() == ["0", "0", "-", "200", "-", "-", "50", "4", "0", "node-0"]
-    assert lines[table + 2].split() == ["1", "1", "-", "200", "-", "-", "50", "4", "1", "node-1"]
+    assert lines[table + 1].split() == ["0", "0", "-", "200", "-", "-", "-", "50", "4", "0", "node-0"]
+    assert lines[table + 2].split() == ["1", "1", "-", "200", "-", "-", "-", "50", "4", "1", "node-1"]
     assert lines[-2].endswith("worker_lost: worker 1 died")
 
 
 def test_a_narrow_screen_keeps_the_columns_that_matter_most() -> None:
     lines = printed(frame(full_view(), [], 40), 40)
-    assert any(line.split() == ["rank", "worker", "compute", "ms", "wait", "ms", "lost"] for line in lines)
+    assert any(line.split() == ["rank", "forward", "ms", "backward", "ms", "wait", "ms"] for line in lines)
 
 
 def test_a_low_screen_says_how_many_workers_are_not_shown() -> None:

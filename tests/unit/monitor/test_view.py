@@ -47,7 +47,7 @@ def running(workers: int = 2, **changes: Any) -> RunView:
 
 def busy(view: RunView, *compute: float) -> None:
     """Let each worker spend so much of a second on computation, and wait for the rest."""
-    view.take(record(view.step, phases={w: {"compute": c, "wait": 1 - c} for w, c in enumerate(compute)}))
+    view.take(record(view.step, phases={w: {"forward": c, "wait": 1 - c} for w, c in enumerate(compute)}))
 
 
 def names(view: RunView, now: float = NOW) -> list[str]:
@@ -104,12 +104,12 @@ def test_speed_and_the_time_that_is_left() -> None:
 
 def test_workers_by_rank_with_host_phases_and_what_their_rank_has_lost() -> None:
     view = running()
-    view.take(record(1, phases={0: {"data": 0.5, "compute": 1.5}, 1: {"data": 0.1, "compute": 0.1}}))
+    view.take(record(1, phases={0: {"data": 0.5, "forward": 1.5}, 1: {"data": 0.1, "forward": 0.1}}))
     view.take_event({"event": "worker_lost", "worker": 1}, NOW)
     view.take_event({"event": "worker_joined", "worker": 2, "host": "node-9", "pid": 7}, NOW)
     view.take_event({"event": "generation", "generation": 3, "members": [0, 2], "restarts": 1}, NOW)
     first, second = view.plain(NOW)["workers"]
-    assert first.pop("phase_seconds") == pytest.approx({"data": 0.0625, "compute": 0.1875})
+    assert first.pop("phase_seconds") == pytest.approx({"data": 0.0625, "forward": 0.1875})
     assert first == {
         "worker": 0,
         "rank": 0,
