@@ -1,4 +1,5 @@
-"""Steps that stand out: a loss or gradient norm far beyond the recent ones, and an update that was skipped.
+"""Steps that stand out: a loss or gradient norm far beyond the recent ones, and an update that was skipped; and how
+the observer is told of them, and of a worker that is silent.
 
 A **spike** is a loss or global gradient norm of more than ``factor`` times the median of the last 50 committed steps
 (at least 20 of them) and more than the median of the first 20 since this process began: where a run has learnt its data
@@ -19,6 +20,7 @@ from dtrain.comm.memory import RING
 from dtrain.monitor.records import StepRecord
 from dtrain.train.blame import explain_skipped
 from dtrain.train.observer import Observer
+from dtrain.train.stacks import Whereabouts
 from dtrain.train.state import RunState
 
 WINDOW, LEAST = 50, 20
@@ -125,4 +127,17 @@ def tell_nonfinite(observer: Observer, text: str, place: dict[str, Any], is_skip
         result=place["result"],
         inputs=place["inputs"],
         is_skipped=is_skipped,
+    )
+
+
+def tell_where(observer: Observer, worker: int, found: Whereabouts) -> None:
+    """Tell where a silent worker is."""
+    observer.event(
+        "worker_stack",
+        f"worker {worker} {found}",
+        worker=worker,
+        state=found.state,
+        waits_in=found.waits_in,
+        line=found.line,
+        stack=found.stack,
     )

@@ -19,7 +19,7 @@ from dtrain.errors import DtrainError, InputError, WorkerError
 from dtrain.monitor.records import EvalRecord
 from dtrain.train import coordinator as c
 from dtrain.train import events as e
-from dtrain.train.alarms import Alarms, tell_nonfinite
+from dtrain.train.alarms import Alarms, tell_nonfinite, tell_where
 from dtrain.train.blame import explain_nonfinite
 from dtrain.train.checkpoint import Checkpoint, CheckpointStore
 from dtrain.train.evaluation import Evaluation
@@ -229,7 +229,7 @@ class Service:
             case "host_killed":
                 self._hosts.killed(worker, message["pid"])
             case "host_stack":
-                self._found(message["worker"], Whereabouts(**message["found"]))
+                tell_where(self._observer, message["worker"], Whereabouts(**message["found"]))
             case "link_lost":
                 if message["generation"] == self._coordinator.generation and self._coordinator.is_under_way:
                     self._observer.event("link_lost", message["reason"], worker=worker)
@@ -319,24 +319,12 @@ class Service:
         )
         found = self._membership.whereabouts(kill.worker)
         if found is not None:
-            self._found(kill.worker, found)
+            tell_where(self._observer, kill.worker, found)
         try:
             self._membership.kill(kill.worker)
         except WorkerError as error:  # a thread of this process
             where = f"; it is at {found.line}" if found is not None and found.line else ""
             self._handle(e.Failed(kill.worker, WorkerError(f"{error}{where}")))
-
-    def _found(self, worker: int, found: Whereabouts) -> None:
-        """Say where a silent worker is."""
-        self._observer.event(
-            "worker_stack",
-            f"worker {worker} {found}",
-            worker=worker,
-            state=found.state,
-            waits_in=found.waits_in,
-            line=found.line,
-            stack=found.stack,
-        )
 
     def _begin(self, begin: e.Begin) -> None:
         hosts = self._hosts
