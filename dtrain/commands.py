@@ -22,6 +22,7 @@ from dtrain.jobs.run_directory import RunDirectory, fresh_id, runs_root
 from dtrain.jobs.runs import find_run
 from dtrain.jobs.spec import JobSpec, json_schema, load_spec
 from dtrain.jobs.start import started
+from dtrain.monitor.lines import encode
 from dtrain.monitor.progress import final_summary
 
 app = typer.Typer(
@@ -304,6 +305,30 @@ def logs(
     """Print what a job has said; of a run that submit did not start, its events."""
     for piece in _jobs(address, job_id).log(job_id, follow):
         print(piece, end="", flush=True)
+
+
+@app.command()
+def top(
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The job; the newest that runs unless given.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one screen and leave.")] = False,
+    address: Annotated[str | None, ADDRESS] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Show a run on the whole terminal while it lasts: curves, speed, workers, alerts. q quits."""
+    from dtrain.jobs import top
+    from dtrain.jobs.detached import LocalJobs
+
+    is_single = once or as_json or not top.has_screen()
+    jobs = _jobs(address, job_id)
+    source = top.source_of(job_id, jobs, isinstance(jobs, LocalJobs), follow=not is_single)
+    if as_json:
+        print(json.dumps(json.loads(encode(top.as_plain(source)))))
+    elif is_single:
+        top.print_frame(source)
+    else:
+        top.follow(source)
 
 
 @app.command()

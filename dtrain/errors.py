@@ -6,6 +6,9 @@ Each carries one line that says what is wrong, where, and what to do; the comman
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class DtrainError(Exception):
     """The base of all errors that dtrain raises on purpose. ``exit_code`` is what a command returns."""
@@ -39,7 +42,14 @@ class CheckpointError(DtrainError):
 
 
 class NonFiniteError(DtrainError):
-    """A loss or gradient became nan or infinite; the message names step, shard and tensor."""
+    """A loss or gradient became nan or infinite; the message names step, shard and tensor.
+
+    ``place`` has the same as plain values, as the event ``nonfinite`` does; it is empty where no step is known.
+    """
+
+    def __init__(self, message: str, place: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.place = dict(place or {})
 
 
 class WorkerError(DtrainError):

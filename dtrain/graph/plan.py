@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from dtrain.graph.ops.shape import alias, broadcast_, cast, copy_, reshape_, sto
 from dtrain.graph.primitive import Call, Primitive, Static, Ufunc, View, prototype
 from dtrain.graph.regions import Packed, member, part, sources
 from dtrain.graph.tensor import EMPTY, Tensor
+
+if TYPE_CHECKING:
+    from dtrain.graph.blame import Origin
 
 INPUT, CONSTANT, BUFFER, VIEW = "input", "constant", "buffer", "view"
 
@@ -440,7 +443,7 @@ class Bound:
         for call in self.calls[start:]:
             call()
 
-    def first_nonfinite(self) -> str | None:
+    def first_nonfinite(self) -> Origin | None:
         """Run again, step by step, and say where nan or inf first appears; None if nowhere."""
         from dtrain.graph.blame import first_nonfinite
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from dtrain.comm.channel import Channel, channel_pair
@@ -31,6 +32,9 @@ class InProcessLauncher(Launcher):
 
     def forget(self, worker: int) -> None:
         """Nothing is kept of a thread."""
+
+    def pid(self, worker: int) -> int | None:
+        return os.getpid()
 
     def kill(self, worker: int) -> None:
         raise WorkerError(

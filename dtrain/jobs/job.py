@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dtrain.monitor.progress import describe_duration, describe_number
+from dtrain.monitor.figures import describe_duration, describe_number
 
 if TYPE_CHECKING:
     from dtrain.jobs.spec import JobSpec

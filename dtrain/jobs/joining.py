@@ -27,6 +27,7 @@ from dtrain.train.agent import Agent
 from dtrain.train.host import Host
 from dtrain.train.launcher import Launcher
 from dtrain.train.program import Program, dimensions
+from dtrain.train.stacks import answer_when_asked
 from dtrain.train.worker import Connect, Worker
 
 LOOPBACK = "127.0.0.1"
@@ -82,6 +83,9 @@ class JoiningLauncher(Launcher):
     def forget(self, worker: int) -> None:
         self._pids.pop(worker, None)
 
+    def pid(self, worker: int) -> int | None:
+        return self._pids.get(worker)
+
     def kill(self, worker: int) -> None:
         pid = self._pids.get(worker)
         if pid is None:
@@ -98,6 +102,7 @@ def work(addresses: Sequence[Address], token: bytes, hello: dict[str, Any], conn
 
     ``hello`` says who comes. ``connect`` makes the lines to other hosts; over TCP unless given.
     """
+    answer_when_asked()
     channel = knock(addresses, token, {"host": host_id(), "pid": os.getpid(), **hello})
     agent = Agent(channel)
     worker = Worker(agent, connect or tcp_connect(token, lambda: agent.local_address))

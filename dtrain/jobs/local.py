@@ -50,7 +50,6 @@ class LocalLauncher(Launcher):
                 os.kill(pid, signal.SIGKILL)
 
     def pid(self, worker: int) -> int | None:
-        """The process number of a worker; None if there is no such worker any more."""
         home = self._homes.get(worker)
         return None if home is None else home.pid(worker)
 

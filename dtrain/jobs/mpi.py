@@ -112,6 +112,9 @@ class MpiLauncher(JoiningLauncher):
         rank = int(hello["rank"])
         return rank if rank not in self._pids else None
 
+    def pid(self, worker: int) -> int | None:
+        return self._own.pid(worker) if worker == 0 else super().pid(worker)
+
     def kill(self, worker: int) -> None:
         if worker == 0:
             self._own.kill(worker)

@@ -31,6 +31,7 @@ from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import JobSpec
 from dtrain.monitor.progress import Progress
 from dtrain.monitor.records import from_values
+from dtrain.monitor.view import is_noted
 from dtrain.train.launcher import Launcher
 from dtrain.train.program import Program
 
@@ -156,6 +157,7 @@ class CoordinatorActor:
         self._service: Any = None
         self._directory: RunDirectory | None = None
         self._said: list[str] = []
+        self._events_start = 0  # where in events.jsonl this process begins
 
     def sees(self, path: str) -> bool:
         """Whether the driver's run directory is here too: on the same node, or on storage that both share."""
@@ -175,6 +177,8 @@ class CoordinatorActor:
             addresses = [LOOPBACK] if self._is_local else [ray.util.get_node_ip_address()]
             spec = JobSpec.model_validate(values)
             self._directory = RunDirectory.open(path)
+            with suppress(FileNotFoundError):
+                self._events_start = self._directory.events_file.stat().st_size
             backend = _ActorBackend(self._workers, self._group, addresses, len(nodes))
             result = run_job(
                 spec,
@@ -197,14 +201,13 @@ class CoordinatorActor:
         assert self._directory is not None
         export(watcher.metrics, self._directory.id)
 
-    def news(self, said: int, offset: int) -> tuple[list[str], bytes]:
-        """What was said since ``said`` lines, and what was added to metrics.jsonl since byte ``offset``."""
-        data = b""
-        if self._directory is not None:
-            with suppress(OSError), open(self._directory.metrics_file, "rb") as file:
-                file.seek(offset)
-                data = file.read(1 << 20)
-        return self._said[said:], data[: data.rfind(b"\n") + 1]
+    def news(self, said: int, offsets: tuple[int, int]) -> tuple[list[str], bytes, bytes]:
+        """What was said since ``said`` lines, and what was added to metrics.jsonl and to this run's events since."""
+        if self._directory is None:
+            return self._said[said:], b"", b""
+        files = self._directory.metrics_file, self._directory.events_file
+        metrics, events = offsets[0], self._events_start + offsets[1]
+        return self._said[said:], _added(files[0], metrics), _added(files[1], events)
 
     def stop(self) -> None:
         """Stop the run at the end of the step."""
@@ -219,6 +222,17 @@ class CoordinatorActor:
     def packed(self, path: str) -> bytes:
         """The run directory as a tar."""
         return pack_run(Path(path))
+
+
+def _added(file: Path, offset: int) -> bytes:
+    """Whole lines of a file from a byte on."""
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(offset)
+            data = stream.read(1 << 20)
+    except OSError:
+        return b""
+    return data[: data.rfind(b"\n") + 1]
 
 
 def pack_run(path: Path) -> bytes:
@@ -345,7 +359,7 @@ class RayRun:
             try:
                 while True:
                     done, _ = ray.wait([end], timeout=_POLL_SECONDS)
-                    display.show(*ray.get(coordinator.news.remote(display.said, display.offset)))
+                    display.show(*ray.get(coordinator.news.remote(display.said, display.offsets)))
                     if done:
                         break
             finally:
@@ -390,23 +404,28 @@ class _Display:
 
     def __init__(self, steps: tuple[int, int] | None, say: Callable[[str], None]) -> None:
         self._steps, self._say = steps, say
-        self.said = self.offset = 0
+        self.said, self.offsets = 0, (0, 0)
         self._progress: Progress | None = None
 
-    def show(self, lines: list[str], data: bytes) -> None:
-        """Show lines that were said, and the lines of metrics.jsonl in ``data``."""
+    def show(self, lines: list[str], metrics: bytes, events: bytes) -> None:
+        """Show lines that were said, and the lines of metrics.jsonl and events.jsonl that came since."""
         for line in lines:
             self._say(line)
         self.said += len(lines)
-        self.offset += len(data)
+        self.offsets = self.offsets[0] + len(metrics), self.offsets[1] + len(events)
         if self._steps is None:
             return
-        for record in (from_values(json.loads(line)) for line in data.splitlines()):
-            if record is None:
-                continue
-            if self._progress is None:
-                self._progress = Progress(*self._steps, first_step=record.step)
-            self._progress.update(record)
+        for values in map(json.loads, events.splitlines()):
+            if values["event"] == "started":
+                self._first_step = int(values["step"])
+                self._progress = Progress(*self._steps, first_step=self._first_step)
+            if self._progress is not None:
+                self._progress.event(values)
+                if is_noted(values):
+                    self._progress.note(values["text"])
+        for record in (from_values(json.loads(line)) for line in metrics.splitlines()):
+            if record is not None and self._progress is not None and record.step >= self._first_step:
+                self._progress.update(record)
 
     def close(self) -> None:
         if self._progress is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dtrain import __version__
 from dtrain.comm.threads import one_blas_thread
-from dtrain.errors import DtrainError, InputError
+from dtrain.errors import DtrainError, InputError, NonFiniteError
 from dtrain.jobs.backend import Backend
 from dtrain.jobs.build import build
 from dtrain.jobs.exposure import exposed
@@ -135,6 +135,7 @@ def run_settings(spec: JobSpec, program: Program, workers: int) -> RunSettings:
         checkpoint_seconds=seconds,
         timeout_seconds=spec.timeout_seconds,
         startup_timeout_seconds=spec.startup_timeout_seconds,
+        spike_factor=spec.monitor.spike_factor,
     )
 
 
@@ -156,6 +157,7 @@ def to_result(spec: JobSpec, outcome: Outcome, directory: Path, stopped_by: list
         "restarts": outcome.restarts,
         "run_directory": str(directory),
         "error": None if outcome.error is None else str(outcome.error),
+        "blame": outcome.error.place if isinstance(outcome.error, NonFiniteError) else None,
         "exit_code": _exit_code(outcome, stopped_by),
     }
 

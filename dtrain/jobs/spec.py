@@ -263,6 +263,8 @@ class MonitorSpec(_Section):
     """File for node_exporter's textfile collector, NAME.prom, kept up to date and left at the end; null for none."""
     tensorboard: bool = False
     """Whether TensorBoard's event files are written into the run directory; needs dtrain[tensorboard]."""
+    spike_factor: float | None = Field(default=10.0, gt=1)
+    """A loss or gradient norm of more than so many times the median of the last 50 steps is an event; null for none."""
 
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> MonitorSpec:

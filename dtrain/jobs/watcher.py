@@ -14,10 +14,9 @@ from dtrain.monitor.progress import Progress
 from dtrain.monitor.records import EvalRecord, MetricsLog, StepRecord
 from dtrain.monitor.run_metrics import RunMetrics
 from dtrain.monitor.tensorboard import TensorBoardLog
+from dtrain.monitor.view import is_noted
 from dtrain.train.observer import Observer
 from dtrain.train.program import Program
-
-_SHOWN = ("worker_lost", "worker_silent", "checkpoint_failed", "handout_failed")
 
 
 class Watcher(Observer):
@@ -47,7 +46,7 @@ class Watcher(Observer):
 
     def started(self, parameters: Mapping[str, int], steps: int, first_step: int, steps_per_epoch: int) -> None:
         self.metrics.started(steps, first_step, parameters)
-        self._event("started", steps=steps, step=first_step)
+        self._event("started", steps=steps, step=first_step, steps_per_epoch=steps_per_epoch)
         if self._directory is not None:
             self._log = MetricsLog(self._directory.metrics_file, committed=first_step)
             if self._introspected is not None:
@@ -81,11 +80,11 @@ class Watcher(Observer):
 
     def event(self, kind: str, text: str, **details: Any) -> None:
         self._event(kind, text=text, **details)
-        if kind == "nonfinite":
+        if kind == "nonfinite" and not details["is_skipped"]:
             self.metrics.nonfinite()
         elif kind == "checkpoint_failed":
             self.metrics.checkpoint_failed()
-        if self._progress is not None and kind in _SHOWN:
+        if self._progress is not None and is_noted({"event": kind, **details}):
             self._progress.note(text)
 
     def flush(self) -> None:
@@ -117,6 +116,8 @@ class Watcher(Observer):
                 self._progress.update(record)
 
     def _event(self, kind: str, **details: Any) -> None:
+        if self._progress is not None:
+            self._progress.event({"event": kind, **details})
         if self._directory is not None:
             with self._lock:
                 self._guarded(partial(self._directory.append_event, kind, **details))

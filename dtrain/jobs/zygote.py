@@ -134,6 +134,7 @@ def _prepare() -> None:
     import dtrain.jobs.payload
     import dtrain.nn.models
     import dtrain.optim
+    import dtrain.train.stacks
     import dtrain.train.worker  # noqa: F401
 
 
@@ -149,7 +150,9 @@ def _die_with_parent() -> None:
 def _work(line: int, memory_fd: int, payload_fd: int) -> None:
     from dtrain.comm.channel import Channel
     from dtrain.jobs.payload import read_payload
+    from dtrain.train.stacks import answer_when_asked
     from dtrain.train.worker import Worker
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    answer_when_asked()
     Worker(Channel(socket.socket(fileno=line))).run(lambda: read_payload(payload_fd, memory_fd))

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: a line that moves, or lines now and then where nothing can; and the last words.
+"""What a run shows in the terminal: lines that move, or lines now and then where nothing can; and the last words.
 
 Owns the stream while the run lasts. Invariants: at most ten refreshes a second, however fast the steps are; a stream
 that is closed or full never fails a run.
@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dtrain.monitor.figures import describe_duration, describe_metric, describe_number, short
 from dtrain.monitor.records import EvalRecord, StepRecord
+from dtrain.monitor.view import RunView
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
     from rich.live import Live
 
 _WINDOW_SECONDS = 10.0
@@ -40,21 +41,22 @@ class Progress:
     ) -> None:
         """Show a run from ``first_step`` committed steps to ``total_steps`` on ``stream`` (stderr unless given).
 
-        On a terminal the line is refreshed at most every ``refresh_seconds``; elsewhere a line is written at the first
-        step, at most every ``plain_seconds`` after it, and at every evaluation.
+        On a terminal the lines are refreshed at most every ``refresh_seconds``; elsewhere a line is written at the
+        first step, at most every ``plain_seconds`` after it, and at every evaluation.
         """
-        self._total, self._per_epoch = total_steps, max(1, steps_per_epoch)
+        self._view = RunView(total_steps, max(1, steps_per_epoch))
+        self._view.step = first_step
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._is_live = _is_terminal(self._stream)
         self._interval = refresh_seconds if self._is_live else plain_seconds
         self._live: Live | None = None
-        self._record: StepRecord | None = None
-        self._eval: EvalRecord | None = None
-        self._step, self._samples = first_step, 0
+        self._samples = 0
         self._shown_at = -float("inf")
         self._shown_step = first_step
         self._marks: deque[tuple[float, int, int]] = deque([(clock(), first_step, 0)])  # time, steps, samples
+        self._drawn: list[int] = []  # the lengths of the lines on the terminal
+        self._drawn_width = 0
         self._is_closed = False
         self._lock = threading.RLock()
 
@@ -65,20 +67,23 @@ class Progress:
                 self._take(record)
 
     def _take(self, record: StepRecord | EvalRecord) -> None:
+        self._view.take(record)
         if isinstance(record, EvalRecord):
-            self._eval = record
             if not self._is_live:
                 self._print(_describe_eval(record))
             return
-        self._record = record
-        self._step = record.step + 1
         self._samples += record.samples
         now = self._clock()
         if now - self._shown_at >= self._interval:
             self._show(now)
 
+    def event(self, values: Mapping[str, Any]) -> None:
+        """Take an event, as ``events.jsonl`` has it; only a terminal shows it."""
+        with self._lock:
+            self._view.take_event(values, time.time())
+
     def note(self, text: str) -> None:
-        """Show a line that stays, above the line that moves."""
+        """Show a line that stays, above the lines that move."""
         with self._lock:
             self._print(text)
 
@@ -94,7 +99,7 @@ class Progress:
                 self._live.stop()
             self._live = None
         self._is_live = False
-        if self._record is not None and (self._shown_step < self._step or self._interval < 1):
+        if self._view.record is not None and (self._shown_step < self._view.step or self._interval < 1):
             self._show(self._clock())
         self._is_closed = True
 
@@ -105,10 +110,13 @@ class Progress:
         self.close()
 
     def _show(self, now: float) -> None:
-        self._shown_at, self._shown_step = now, self._step
-        self._marks.append((now, self._step, self._samples))
+        self._shown_at, self._shown_step = now, self._view.step
+        self._marks.append((now, self._view.step, self._samples))
         while len(self._marks) > 2 and now - self._marks[1][0] > _WINDOW_SECONDS:
             self._marks.popleft()
+        (t0, step0, samples0), (t1, step1, samples1) = self._marks[0], self._marks[-1]
+        if t1 > t0 and step1 > step0:
+            self._view.measured = (step1 - step0) / (t1 - t0), (samples1 - samples0) / (t1 - t0)
         if self._is_live:
             with self._forgiving():
                 self._refresh()
@@ -116,47 +124,37 @@ class Progress:
             self._print("  ".join(self._fields()))
 
     def _fields(self) -> list[str]:
-        """Return the parts of the line, the most important first."""
-        record = self._record
+        """Return the parts of a plain line."""
+        view = self._view
+        record = view.record
         assert record is not None
-        epochs = -(-self._total // self._per_epoch)
         fields = [
-            f"epoch {record.epoch + 1}/{epochs}",
-            f"step {self._step}/{self._total}",
+            f"epoch {record.epoch + 1}/{view.epochs}",
+            f"step {view.step}/{view.steps}",
             f"loss {describe_number(record.loss)}",
-            f"{'|g|' if self._is_live else 'grad norm'} {describe_number(record.gradient_norm)}",
+            f"grad norm {describe_number(record.gradient_norm)}",
         ]
-        (t0, step0, samples0), (t1, step1, samples1) = self._marks[0], self._marks[-1]
-        if t1 > t0 and step1 > step0:
-            fields.append(f"{_short((samples1 - samples0) / (t1 - t0))} samples/s")
-            if self._step < self._total:
-                fields.append(f"{describe_duration((self._total - self._step) * (t1 - t0) / (step1 - step0))} left")
-        if self._is_live and self._eval is not None:
-            accuracy = self._eval.metrics.get("accuracy")
-            shown = f"loss {describe_number(self._eval.loss)}" if accuracy is None else _metric("accuracy", accuracy)
-            fields.append(f"test {shown}")
+        if view.measured is not None:
+            fields.append(f"{short(view.measured[1])} samples/s")
+            if view.seconds_left is not None:
+                fields.append(f"{describe_duration(view.seconds_left)} left")
         return fields
 
     def _refresh(self) -> None:
+        from rich.cells import cell_len
+
+        from dtrain.monitor.screen import run_lines
+
         if self._live is None:
             self._live = _start_live(self._stream)
-        self._live.update(self._line(self._live.console), refresh=True)
-
-    def _line(self, console: Console) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        fields = self._fields()
-        while len(fields) > 1 and len("  ".join(fields)) > console.width:
-            fields.pop()
-        text = Text("  ".join(fields), no_wrap=True, overflow="ellipsis")
-        spare = console.width - text.cell_len - 2
-        if spare < 10:
-            return text
-        line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_row(ProgressBar(total=self._total, completed=self._step, width=min(spare, 30)), text)
-        return line
+        console = self._live.console
+        width = console.width
+        if width < self._drawn_width:  # the terminal has wrapped what was drawn, which is to be drawn over
+            rows = sum(max(1, -(-length // width)) for length in self._drawn)
+            self._live._live_render._shape = (width, rows)
+        text = run_lines(self._view, width, console.options.ascii_only)
+        self._drawn, self._drawn_width = [cell_len(line) for line in text.plain.split("\n")], width
+        self._live.update(text, refresh=True)
 
     def _print(self, text: str) -> None:
         with self._forgiving():
@@ -189,7 +187,7 @@ def final_summary(result: Mapping[str, Any], run_directory: str | os.PathLike[st
         lines.append(f"train loss     {describe_number(float(result['train_loss']))}")
     evaluation = dict(result.get("eval") or {})
     for name in sorted(evaluation, key=lambda name: (name != "accuracy", name != "loss", name)):
-        lines.append(f"{f'test {name}':<14} {_metric(name, float(evaluation[name]))}")
+        lines.append(f"{f'test {name}':<14} {describe_metric(name, float(evaluation[name]))}")
     numerics = result.get("numerics")
     if isinstance(numerics, Mapping):
         numerics = ", ".join(f"{field} {value}" for field, value in numerics.items())
@@ -235,33 +233,9 @@ def _start_live(stream: TextIO) -> Live:
 def _eval_fields(record: EvalRecord) -> list[str]:
     return [
         f"eval loss {describe_number(record.loss)}",
-        *(f"{k} {_metric(k, v)}" for k, v in sorted(record.metrics.items())),
+        *(f"{k} {describe_metric(k, v)}" for k, v in sorted(record.metrics.items())),
     ]
 
 
 def _describe_eval(record: EvalRecord) -> str:
     return "  ".join([f"epoch {record.epoch}", f"step {record.step}", *_eval_fields(record)])
-
-
-def _metric(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name == "accuracy" else describe_number(value)
-
-
-def describe_number(value: float) -> str:
-    """Return a figure with four digits behind the point, or as a power of ten where that would say nothing."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
-
-
-def _short(value: float) -> str:
-    for limit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.1f}{sign}"
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def describe_duration(seconds: float, decimals: int = 0) -> str:
-    if seconds < 60 and decimals:
-        return f"{seconds:.{decimals}f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -23,6 +23,7 @@ from dtrain.comm.channel import Channel, ChannelClosed, Message
 from dtrain.comm.memory import RING
 from dtrain.train.host import Host
 from dtrain.train.resident import resident_bytes
+from dtrain.train.stacks import whereabouts
 
 _TICK_SECONDS = 0.02
 _BEAT_SECONDS = 0.25
@@ -133,6 +134,9 @@ class Agent:
                 )
             case "host_mend":
                 self._send({"type": "host_mended", "committed": host.mend(message["ranks"])})
+            case "host_stack":
+                found = whereabouts(int(message["pid"])).plain()
+                self._send({"type": "host_stack", "worker": message["worker"], "found": found})
             case "host_kill":
                 with suppress(ProcessLookupError, PermissionError):
                     _end(int(message["pid"]))

@@ -427,13 +427,17 @@ class Coordinator:
         worker = self.workers[number]
         if worker.status is Status.KILLED:
             return
-        doing = "while it started" if worker.status is Status.STARTING else f"at step {self.committed}"
+        rank = self.members.index(number) if number in self.members else None
+        doing = "while it started"
+        if worker.status is not Status.STARTING:
+            doing = f"at step {self.committed}, in the phase {worker.phase}"
         worker.reason = (
-            f"worker {number} was silent for {seconds:.1f} s {doing}; it is replaced. "
-            f"If it was only slow, raise {self._limit(number)[1]}"
+            f"worker {number}{'' if rank is None else f' (rank {rank})'} was silent for {seconds:.1f} s {doing}; it is "
+            f"{'replaced' if self.policy.can_replace else 'ended'}. If it was only slow, raise {self._limit(number)[1]}"
         )
+        told = Kill(number, worker.reason, rank, self.committed, worker.phase, round(seconds, 3))
         worker.status = Status.KILLED
-        self._out.append(Kill(number, worker.reason))
+        self._out.append(told)
 
     def _watch_lines(self, slowest: int, now: float) -> None:
         """End a generation in which all that are behind are alive and wait for each other: a line says nothing more."""

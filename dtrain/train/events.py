@@ -136,10 +136,18 @@ class Spawn:
 
 @dataclass(frozen=True)
 class Kill:
-    """End a worker for certain, and wait until it is gone: it may not write into the run's memory any more."""
+    """End a worker for certain, and wait until it is gone: it may not write into the run's memory any more.
+
+    It was silent for ``seconds`` at ``step``, in ``phase`` (`standing.Worker.phase`); ``rank`` is None outside of the
+    generation.
+    """
 
     worker: int
     reason: str
+    rank: int | None = None
+    step: int = 0
+    phase: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,17 @@ class Hosts:
                 return True
         return False
 
+    def ask_where(self, worker: int, process: int) -> int | None:
+        """Have a worker on another host looked at by one beside it, or else by itself; return which one was asked.
+
+        It answers with ``host_stack``, and before it does anything that it is told later.
+        """
+        speakers = self._speakers(self.host_of[worker])
+        speaker = next((s for s in speakers if s != worker), speakers[0] if speakers else None)
+        if speaker is not None:
+            self.send(speaker, {"type": "host_stack", "worker": worker, "pid": process})
+        return speaker
+
     def killed(self, worker: int, process: int) -> None:
         """A worker has ended a process of its host."""
         if self.host_of.get(worker):

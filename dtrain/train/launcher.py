@@ -47,6 +47,10 @@ class Launcher(ABC):
     def forget(self, worker: int) -> None:  # noqa: B027 - most launchers need nothing here
         """The worker is gone; its process number may soon be another's."""
 
+    def pid(self, worker: int) -> int | None:
+        """The number of the process of this host that a worker is, or is a thread of; None if it is not known."""
+        return None
+
     @abstractmethod
     def kill(self, worker: int) -> None:
         """End a worker of this host for certain; its line then ends. Raises DtrainError where that is impossible."""

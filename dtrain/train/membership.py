@@ -16,8 +16,10 @@ from dtrain.comm.host import host_id
 from dtrain.train.host import Host
 from dtrain.train.hosts import Hosts
 from dtrain.train.launcher import Launcher
+from dtrain.train.stacks import Whereabouts, whereabouts
 
 FAREWELL_SECONDS = 2.0
+ANSWER_SECONDS = 0.5
 
 
 class Membership:
@@ -28,6 +30,7 @@ class Membership:
         self.hosts = Hosts(host, host_id(), timeout_seconds, self.kill)
         self._channels = self.hosts.channels
         self._pids: dict[int, int] = {}
+        self._asked: set[int] = set()  # on another host, where they are; nobody beside them could be
         self._farewells: dict[int, float] = {}  # killed on another host, and when it is given up
         self.lost = 0
         self._selector = selectors.DefaultSelector()
@@ -164,6 +167,16 @@ class Membership:
         self._welcome_all(queued)
         return host if is_host_gone else None
 
+    def whereabouts(self, worker: int) -> Whereabouts | None:
+        """Where a worker is that is silent; None if that is on another host: ``host_stack`` tells it, perhaps."""
+        if self.hosts.host_of.get(worker, 0) == 0:
+            process = self._launcher.pid(worker)
+            return Whereabouts() if process is None else whereabouts(process, f"worker {worker}")
+        known = self._pids.get(worker)
+        if known is not None and self.hosts.ask_where(worker, known) == worker:
+            self._asked.add(worker)
+        return None
+
     def kill(self, worker: int) -> None:
         """End a worker that is silent; one on another host ends by the hand of one beside it, or is given up."""
         if self.hosts.host_of.get(worker) == 0 and worker in self._channels:
@@ -172,7 +185,9 @@ class Membership:
         process = self._pids.get(worker)
         is_dying = process is not None and self.hosts.kill(worker, process)
         self._launcher.dismiss(worker)
-        self._farewells[worker] = time.monotonic() + (FAREWELL_SECONDS if is_dying else 0.0)
+        patience = FAREWELL_SECONDS if is_dying else ANSWER_SECONDS if worker in self._asked else 0.0
+        self._asked.discard(worker)
+        self._farewells[worker] = time.monotonic() + patience
 
     def dismiss(self, worker: int) -> None:
         """Let a worker go that is at rest."""

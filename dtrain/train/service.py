@@ -19,6 +19,7 @@ from dtrain.errors import DtrainError, InputError, WorkerError
 from dtrain.monitor.records import EvalRecord
 from dtrain.train import coordinator as c
 from dtrain.train import events as e
+from dtrain.train.alarms import Alarms, tell_nonfinite, tell_where
 from dtrain.train.blame import explain_nonfinite
 from dtrain.train.checkpoint import Checkpoint, CheckpointStore
 from dtrain.train.evaluation import Evaluation
@@ -34,6 +35,7 @@ from dtrain.train.recorder import Recorder
 from dtrain.train.resident import ResidentMemory
 from dtrain.train.shard import eval_chunks
 from dtrain.train.snapshots import Snapshots
+from dtrain.train.stacks import Whereabouts
 from dtrain.train.state import RunState
 
 _TICK_SECONDS = 0.02
@@ -59,6 +61,7 @@ class RunSettings:
     checkpoint_seconds: float = 30.0
     timeout_seconds: float = 5.0
     startup_timeout_seconds: float = 60.0
+    spike_factor: float | None = None
 
 
 @dataclass
@@ -101,6 +104,7 @@ class Service:
         self._recorder = Recorder(self._state)
         self._sampled = SampledSteps(settings.norms_every, settings.norms_seconds)
         self._resident = ResidentMemory()
+        self._alarms = Alarms(self._state, self._observer, settings.spike_factor)
         self._snapshots = Snapshots(store, self._observer)
         self._last_eval = self._state.last_eval
         self._coordinator = c.Coordinator(
@@ -215,10 +219,7 @@ class Service:
             self._at_rest.add(worker)
         match message["type"]:
             case "joined":
-                self._observer.event("worker_joined", f"worker {worker} joined", worker=worker, pid=message["pid"])
-                host = self._membership.joined(worker, message)
-                self._resident.joined(worker, message["pid"], is_here=host == 0)
-                self._handle(e.Joined(worker, message["numerics"], host))
+                self._joined(worker, message)
             case "progress" if message["generation"] == self._coordinator.generation:
                 self._hosts.reported(worker, message)
             case "alive" if message.get("resident") is not None:
@@ -227,6 +228,8 @@ class Service:
                 self._membership.send(self._introductions.meet(worker, message["address"]))
             case "host_killed":
                 self._hosts.killed(worker, message["pid"])
+            case "host_stack":
+                tell_where(self._observer, message["worker"], Whereabouts(**message["found"]))
             case "link_lost":
                 if message["generation"] == self._coordinator.generation and self._coordinator.is_under_way:
                     self._observer.event("link_lost", message["reason"], worker=worker)
@@ -240,11 +243,18 @@ class Service:
                 self._handle(e.Evaluated(worker, message["generation"], message["step"]))
             case "nonfinite" if message["generation"] == self._coordinator.generation:
                 error = explain_nonfinite(self.program, self.memory, message["step"])
-                self._observer.event("nonfinite", str(error), step=message["step"])
+                tell_nonfinite(self._observer, str(error), error.place)
                 self._handle(e.Failed(worker, error))
             case "failed":
                 self._observer.event("worker_failed", message["error"], worker=worker, stack=message["stack"])
                 self._handle(e.Failed(worker, _worker_error(message)))
+
+    def _joined(self, worker: int, message: Message) -> None:
+        text = f"worker {worker} joined"
+        self._observer.event("worker_joined", text, worker=worker, pid=message["pid"], host=message["host"])
+        host = self._membership.joined(worker, message)
+        self._resident.joined(worker, message["pid"], is_here=host == 0)
+        self._handle(e.Joined(worker, message["numerics"], host))
 
     def _is_awaited(self, message: Message) -> bool:
         """Whether a part of an evaluation belongs to one that goes on."""
@@ -273,9 +283,8 @@ class Service:
         match instruction:
             case e.Spawn(worker):
                 self._membership.start(worker)
-            case e.Kill(worker, reason):
-                self._observer.event("worker_silent", reason, worker=worker)
-                self._membership.kill(worker)
+            case e.Kill():
+                self._kill(instruction)
             case e.Dismiss(worker):
                 self._observer.event("worker_dismissed", f"worker {worker} is not wanted any more", worker=worker)
                 self._membership.dismiss(worker)
@@ -296,6 +305,26 @@ class Service:
                 self._observer.state(step, self._state.tensors())
             case e.Finish():
                 self._finish = instruction
+
+    def _kill(self, kill: e.Kill) -> None:
+        """Say who is silent, and where it is; then end it."""
+        self._observer.event(
+            "worker_silent",
+            kill.reason,
+            worker=kill.worker,
+            rank=kill.rank,
+            step=kill.step,
+            phase=kill.phase,
+            seconds=kill.seconds,
+        )
+        found = self._membership.whereabouts(kill.worker)
+        if found is not None:
+            tell_where(self._observer, kill.worker, found)
+        try:
+            self._membership.kill(kill.worker)
+        except WorkerError as error:  # a thread of this process
+            where = f"; it is at {found.line}" if found is not None and found.line else ""
+            self._handle(e.Failed(kill.worker, WorkerError(f"{error}{where}")))
 
     def _begin(self, begin: e.Begin) -> None:
         hosts = self._hosts
@@ -343,6 +372,7 @@ class Service:
         phases, resident = self._hosts.take_phases(), self._resident.read()
         records = self._recorder.read(committed, self._hosts.on(0), phases, resident)
         self._observer.steps(records)
+        self._alarms.look(records)
         if self._is_recovering:
             seconds = round(time.monotonic() - self._lost_at, 6)
             self._observer.event("recovered", f"a step was committed {seconds:.3f} s after the loss", seconds=seconds)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from dtrain.comm.memory import GRADIENTS, SUMMED
+
 
 class Status(Enum):
     STARTING = "starting"
@@ -24,3 +26,12 @@ class Worker:
     has_stepped: bool = False
     evaluating: bool = False
     reason: str = ""
+
+    @property
+    def phase(self) -> str:
+        """What it is doing, as far as it has told: start, evaluation, gradients, sum or update."""
+        if self.status is Status.STARTING:
+            return "start"
+        if self.evaluating:
+            return "evaluation"
+        return {GRADIENTS: "sum", SUMMED: "update"}.get(self.arrival[0] % 4, "gradients")

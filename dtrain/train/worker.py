@@ -13,6 +13,7 @@ those of the host, and the sum is made with the other hosts (`comm/exchange.py`)
 from __future__ import annotations
 
 import os
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -88,7 +89,8 @@ class Worker:
             self.shards = ShardRunner(program, self.memory)
             self.overlap = program.overlap
             self.settings = Settings(program.rule, program.clip_norm, program.clip_value, program.on_nonfinite)
-            self._channel.send({"type": "joined", "numerics": numerics_class(), "pid": os.getpid(), **self.about})
+            here = {"pid": os.getpid(), "host": socket.gethostname()}
+            self._channel.send({"type": "joined", "numerics": numerics_class(), **here, **self.about})
             with np.errstate(all="ignore"):  # not finite values are found by the finite check, with their place
                 while True:
                     message = self._next_message()

@@ -145,7 +145,9 @@ def test_a_stopped_rank_of_another_host_is_blamed_alone(brake: Path, index: int)
     """If it is the first, it is the one that tells how far the others there are, and passes on what they wait for."""
     outcome, seen = run(brake, [0, 1, 1, 1], stop(1, index), timeout_seconds=2.0)
     (text,) = seen.of("worker_silent")
-    assert text.startswith(f"worker {seen.stopped} was silent for ")
+    assert text.startswith(f"worker {seen.stopped} (rank ")
+    (where,) = seen.of("worker_stack")  # one beside it has looked
+    assert where.startswith(f"worker {seen.stopped} is stopped")
     assert outcome.restarts == 1
 
 

@@ -53,7 +53,7 @@ def test_a_stopped_worker_is_named_and_replaced_and_its_waking_changes_nothing()
     silent = [(at, text) for at, kind, text, _ in seen.events if kind == "worker_silent"]
     assert len(silent) == 1
     at, text = silent[0]
-    assert text.startswith(f"worker {stopped['worker']} was silent for ")
+    assert text.startswith(f"worker {stopped['worker']} (rank 1) was silent for ")
     assert "timeout_seconds (now 0.5)" in text
     assert at - stopped["at"] > 0.5
     assert stopped["is_gone"]  # so there is nobody whose late result could be taken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from dtrain.jobs.build import build
+from dtrain.jobs.spec import load_spec
 from tests.support import (
     DIGITS,
     ROOT,
     command,
     dtrain,
+    events_of,
     has_stepped,
     nothing_left_behind,
     result_of,
@@ -190,10 +194,24 @@ def test_a_diverging_run_fails_with_its_checkpoint_and_names_the_operation(job, 
     assert result["status"] == "failed"
     assert f"step {result['step']}, shard " in result["error"]
     assert "Lower the learning rate" in result["error"]
+    (event,) = (e for e in events_of(tmp_path / "run") if e["event"] == "nonfinite")
+    assert event["text"] == result["error"]
+    assert {k: event[k] for k in result["blame"]} == result["blame"]
+    assert event["step"] == result["step"]
+    assert f"shard {event['shard']}: " in event["text"]
+    sampler = build(load_spec(path)).sampler()
+    assert set(event["samples"]) <= set(sampler.indices(event["step"], event["shard"]).tolist())
+    assert re.fullmatch(r"\S*\.py:\d+", event["line"])
+    assert f"first in {event['op']}" in event["text"]
+    assert f"result {event['result']}; inputs {'; '.join(event['inputs'])}" in event["text"]
     assert [int(p.name.split("-")[1]) for p in (tmp_path / "run" / "checkpoints").iterdir()] == [result["step"]]
     skipping = dtrain("run", path, "--workers", 2, "--run-dir", tmp_path / "b", "-q", "--set", "on_nonfinite=skip")
     assert skipping.returncode == 0
-    assert any(s.get("is_skipped") for s in steps_of(tmp_path / "b"))
+    skipped = [s["step"] for s in steps_of(tmp_path / "b") if s.get("is_skipped")]
+    first = next(e for e in events_of(tmp_path / "b") if e["event"] == "nonfinite")
+    assert first["step"] == skipped[0] == event["step"]
+    assert first["text"].endswith("the step is skipped")
+    assert first["shard"] is not None
 
 
 def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(job, tmp_path):

@@ -224,7 +224,7 @@ def test_with_ulfm_a_stopped_rank_is_named_and_left_behind(
     os.kill(stopped, signal.SIGSTOP)
     wait_until(lambda: any(e["event"] == "recovered" for e in events_of(run)))
     silent = [e["text"] for e in events_of(run) if e["event"] == "worker_silent"]
-    assert [t[:24] for t in silent] == ["worker 1 was silent for "]
+    assert [t[:33] for t in silent] == ["worker 1 (rank 1) was silent for "]
     os.kill(stopped, signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

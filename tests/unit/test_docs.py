@@ -33,7 +33,7 @@ from dtrain.jobs.fit import FitResult
 from dtrain.jobs.run import run_job
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import json_schema, load_spec, parse_spec
-from dtrain.monitor import progress
+from dtrain.monitor import alerts, progress
 from dtrain.monitor.lines import read_lines
 from dtrain.monitor.records import EvalRecord, StepRecord, from_values, to_line
 from dtrain.monitor.table import to_markdown
@@ -482,6 +482,21 @@ def test_events_are_listed_with_their_keys(run: Path) -> None:
     written = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     for values in [*written, *map(json.loads, blocks(text, "json")[0].splitlines())]:
         assert set(values) == {"time", "event"} | listed[values["event"]]
+
+
+def test_alerts_are_listed_with_their_thresholds() -> None:
+    rows = tables(section(text_of("jobs.md"), "Watching a run"))["Alert"]
+    assert [code_in(row[0]) for row in rows] == list(alerts.NAMES)
+    stated = {code_in(row[0]): re.findall(r"\d+(?:\.\d+)?", row[1]) for row in rows}
+    assert stated == {
+        "stalled": [f"{alerts.STALLED_SECONDS:g}", str(alerts.STALLED_STEPS), "50"],
+        "nonfinite": [str(alerts.TOLD_STEPS)],
+        "skipped": ["50"],
+        "spike": [str(alerts.TOLD_STEPS)],
+        "straggler": [str(alerts.STRAGGLER)],
+        "checkpoint_stale": [str(alerts.STALE)],
+        "workers_lost": [str(alerts.LOST), f"{alerts.LOST_SECONDS / 60:g}"],
+    }
 
 
 def test_readme_shows_the_summary_that_a_run_prints(run: Path) -> None:

@@ -289,13 +289,18 @@ def test_the_place_of_the_first_nan_is_named():
     bound = graph.Plan(recorded.inputs, recorded.outputs).bind([np.ones((2, 2)), np.ones((2, 2))])
     assert bound.first_nonfinite() is None
     bound.inputs[1][...] = [[1, -3], [1, -3]]
-    found = bound.first_nonfinite()
+    origin = bound.first_nonfinite()
+    found = str(origin)
     line = f.__code__.co_firstlineno + 2
     assert found.startswith("log, made at ")
     assert f"test_plan.py:{line}: result" in found
     assert "inputs float64[2, 2] from -6 to 2" in found
+    assert (origin.op, origin.line) == ("log", f"tests/unit/graph/test_plan.py:{line}")
+    assert (origin.rows, origin.length) == ((0, 1), 2)
     bound.inputs[0][0, 0] = np.inf
-    assert bound.first_nonfinite() == "input 0: float64[2, 2] from 1 to 1, 1 not finite"
+    origin = bound.first_nonfinite()
+    assert str(origin) == "input 0: float64[2, 2] from 1 to 1, 1 not finite"
+    assert (origin.rows, origin.length) == ((0,), 2)
 
 
 def test_the_listing_names_the_users_lines():

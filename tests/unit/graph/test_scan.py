@@ -292,7 +292,7 @@ def test_arrays_are_kept_by_reference():
 def test_the_loop_in_which_nan_appears_is_named():
     recorded = graph.trace(lambda x: graph.scan(lambda c, x: (np.log(x), c), np.zeros(()), x), np.ones(3))
     bound = graph.Plan(recorded.inputs, recorded.outputs).bind([np.array([1.0, -1.0, 1.0])])
-    assert bound.first_nonfinite().startswith("scan, made at ")
+    assert str(bound.first_nonfinite()).startswith("scan, made at ")
 
 
 def test_errors():

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from dtrain.monitor.progress import Progress, _short, describe_duration, describe_number, final_summary
+from dtrain.monitor.figures import describe_duration, describe_number, short
+from dtrain.monitor.progress import Progress, final_summary
 from dtrain.monitor.records import EvalRecord, StepRecord
 
 
@@ -76,23 +77,58 @@ def test_the_speed_follows_the_last_seconds():
     assert "1.0k samples/s" in stream.getvalue().splitlines()[-1]
 
 
-def test_a_terminal_shows_one_moving_line_and_the_last_stays(monkeypatch):
+def test_a_terminal_shows_moving_lines_and_the_last_figures_stay(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     clock, stream = Clock(), Terminal()
     with Progress(120, 12, stream=stream, clock=clock) as progress:
+        progress.event({"event": "generation", "generation": 1, "members": [0, 1], "restarts": 0})
         run(progress, clock, 50)
         progress.update(EvalRecord(48, 4, 0.25, {"accuracy": 0.9}))
         run(progress, clock, 60, first=50)
         progress.note("worker 1 died; worker 2 takes its place")
         run(progress, clock, 120, first=60)
-    text = stream.getvalue()
-    assert "step 60/120" in text
-    assert "step 60/120  loss 0.5000  |g| 1.2500  1.0k samples/s  0:08 left  test 90.00 %" in text
+    text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())  # without colours
+    assert "step 60/120  epoch 5/10  0:08 left  50 %" in text
+    assert "loss      0.5000     ▁" in text
+    assert "accuracy 90.00 %  eval loss 0.2500" in text
+    assert "speed     8.0 steps/s  1.0k samples/s  2 workers  generation 1" in text
     assert "worker 1 died; worker 2 takes its place\n" in text
     last = "epoch 10/10  step 120/120  loss 0.5000  grad norm 1.2500  1.0k samples/s\n"
-    assert text.endswith(f"\r\x1b[1A\x1b[2K{last}")  # in the place of the line that moved
-    assert text.count("\n") < 8  # the others were overwritten
+    assert text.endswith(f"\x1b[1A\x1b[2K{last}")  # in the place of the lines that moved
+    lines = 5  # the bar, two curves, the speed and the newest event
+    assert text.count("\x1b[1A") >= (lines - 1) * (text.count("step 60/120") + 1)  # each drawn over the one before
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is given back
+
+
+def test_no_colour_is_honoured(monkeypatch):
+    shown = {}
+    for value in ("", "1"):
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("NO_COLOR", value)
+        clock, stream = Clock(), Terminal()
+        with Progress(120, 12, stream=stream, clock=clock) as progress:
+            run(progress, clock, 60)
+        shown[value] = stream.getvalue()
+    assert "\x1b[36m" in shown[""]
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown["1"])
+
+
+def test_a_terminal_that_became_narrower_is_drawn_over(monkeypatch):
+    """It has wrapped what was there; so many rows are taken back."""
+    monkeypatch.setenv("COLUMNS", "100")
+    clock, stream = Clock(), Terminal()
+    progress = Progress(120, 12, stream=stream, clock=clock)
+    run(progress, clock, 60)
+    last = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).rsplit("\x1b[2K", 1)[1].split("\n")
+    progress._live.console.width = 30
+    stream.seek(0)
+    stream.truncate()
+    clock.now += 1
+    progress.update(record(60))
+    rows = sum(-(-len(line.strip("\r")) // 30) for line in last)
+    assert rows > len(last)
+    assert stream.getvalue().count("\x1b[1A") == rows - 1
+    progress.close()
 
 
 def test_at_most_ten_refreshes_a_second():
@@ -103,19 +139,19 @@ def test_at_most_ten_refreshes_a_second():
 
 
 @pytest.mark.parametrize(
-    ("columns", "end"),
-    [("8", "epoch 5…"), ("50", "loss 0.5000  |g| 1.2500"), ("80", "0:08 left"), ("200", "0:08 left")],
+    ("columns", "shown"),
+    [("8", "step 60…"), ("30", "step 60/120  epoch 5/10"), ("50", "0:08 left  50 %"), ("200", "0:08 left  50 %")],
 )
-def test_a_narrow_terminal_drops_what_matters_least(columns, end, monkeypatch):
+def test_a_narrow_terminal_drops_what_matters_least(columns, shown, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     clock, stream = Clock(), Terminal()
     progress = Progress(120, 12, stream=stream, clock=clock)
     run(progress, clock, 60)
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\r", stream.getvalue())
-    parts = [part.strip() for part in re.split(r"[\r\n]+", shown)]
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\r", stream.getvalue())
+    parts = [part.strip() for part in re.split(r"[\r\n]+", text)]
     assert max(map(len, parts)) <= int(columns)
-    assert parts[-1].endswith(end)
-    assert ("━" in shown) == (columns == "200")
+    assert [part for part in parts if part.endswith(shown)]
+    assert ("━" in text) == (columns == "200")
     progress.close()
 
 
@@ -185,7 +221,7 @@ def test_figures():
     assert [describe_number(x) for x in (0.0, 1.5, -2.0, 5e-4, 12345.0, float("nan"), float("inf"))] == [
         "0.0000", "1.5000", "-2.0000", "5.000e-04", "1.234e+04", "nan", "inf",
     ]  # fmt: skip
-    assert [_short(x) for x in (0.5, 12.3, 999.0, 1500.0, 2.5e6, 3e9)] == ["0.5", "12", "999", "1.5k", "2.5M", "3.0G"]
+    assert [short(x) for x in (0.5, 12.3, 999.0, 1500.0, 2.5e6, 3e9)] == ["0.5", "12", "999", "1.5k", "2.5M", "3.0G"]
     assert [describe_duration(x) for x in (0.2, 59.7, 61, 3599.6, 7325)] == [
         "0:00",
         "1:00",

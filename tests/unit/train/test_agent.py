@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -165,6 +166,20 @@ def test_the_seconds_that_it_reports_are_of_each_committed_step_once(line: Line)
 
 def test_now_and_then_it_tells_how_much_memory_the_worker_has(line: Line) -> None:
     assert line.hear("alive")["resident"] > 1_000_000
+
+
+def test_it_looks_where_another_worker_of_its_host_is(line: Line) -> None:
+    code = (
+        "import time\nfrom dtrain.train.stacks import answer_when_asked\nanswer_when_asked()\nprint()\ntime.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        answer = line.ask({"type": "host_stack", "worker": 3, "pid": other.pid}, "host_stack")
+        other.kill()
+    assert answer["worker"] == 3
+    assert answer["found"]["line"] in ("<string>:4 in <module>", "<string>:5 in <module>")
+    assert "in <module>" in answer["found"]["stack"]
 
 
 def test_a_worker_that_is_idle_says_why_first(line: Line) -> None:

@@ -14,6 +14,7 @@ from dtrain.train.coordinator import (
     Grant,
     Halt,
     Joined,
+    Kill,
     Lost,
     Mode,
     Progress,
@@ -114,11 +115,41 @@ def test_only_the_slowest_is_killed_and_the_reason_names_worker_seconds_and_sett
     assert killed(state.handle(Progress(waiting), 7.5)) == [
         (
             1,
-            "worker 1 was silent for 6.5 s at step 1; it is replaced. "
+            "worker 1 (rank 1) was silent for 6.5 s at step 1, in the phase gradients; it is replaced. "
             "If it was only slow, raise timeout_seconds (now 5)",
         )
     ]
     assert state.handle(Progress(waiting), 20) == []  # once
+
+
+@pytest.mark.parametrize(
+    ("arrival", "phase"), [(3, "gradients"), (4, "gradients"), (5, "sum"), (6, "update"), (7, "gradients")]
+)
+def test_who_is_killed_is_told_with_rank_step_phase_and_seconds(arrival: int, phase: str) -> None:
+    state = running(2, timeout_seconds=5, ahead_seconds=1e9)
+    arrive(state, 1, 1, now=1)
+    arrivals = {0: (9, 1), 1: (arrival, 2)}
+    state.handle(Progress(arrivals), 2)
+    (kill,) = (i for i in state.handle(Progress(arrivals), 9) if isinstance(i, Kill))
+    assert (kill.worker, kill.rank, kill.step, kill.phase, kill.seconds) == (1, 1, 1 + (arrival == 7), phase, 7.0)
+    assert f"at step {kill.step}, in the phase {phase}; it is replaced" in kill.reason
+
+
+def test_who_is_silent_in_an_evaluation_or_at_its_start() -> None:
+    state = running(2, timeout_seconds=5, eval_every=2)
+    arrive(state, 2, 2, now=1)
+    (first, second) = (i for i in arrive(state, 2, 2, now=10) if isinstance(i, Kill))
+    assert (first.phase, second.phase) == ("evaluation", "evaluation")
+    state = coordinator(1, startup_timeout_seconds=2)
+    state.handle(Started(), 0)
+    (kill,) = (i for i in state.handle(Progress({}), 3) if isinstance(i, Kill))
+    assert (kill.rank, kill.phase, kill.seconds) == (None, "start", 3.0)
+
+
+def test_who_cannot_be_replaced_is_ended() -> None:
+    state = running(2, timeout_seconds=5, can_replace=False)
+    arrive(state, 1, 1, now=1)
+    assert "; it is ended. If it was" in killed(arrive(state, 1, 1, now=9))[0][1]
 
 
 def test_who_still_finishes_pieces_of_work_is_not_silent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,8 @@ from dtrain.comm.host import host_id
 from dtrain.comm.memory import RunMemory
 from dtrain.train.host import Host
 from dtrain.train.launcher import Launcher
-from dtrain.train.membership import Membership
+from dtrain.train.membership import ANSWER_SECONDS, Membership
+from dtrain.train.stacks import Whereabouts
 from tests.unit.train.cluster import memory_of, program
 
 SECONDS = 30.0
@@ -148,6 +150,46 @@ def test_another_makes_the_memory_if_its_maker_is_let_go(membership: Membership,
     welcome = launcher.ends[2].receive(SECONDS)
     assert welcome is not None
     assert (welcome["type"], welcome["memory"]) == ("welcome", None)
+
+
+# --- where one is that is silent --------------------------------------------------------------------------------------
+
+
+def test_a_worker_of_this_host_is_looked_at_here(membership: Membership, launcher: Visitors) -> None:
+    membership.start(1)
+    assert membership.whereabouts(1) == Whereabouts()  # its process is not known
+    launcher.pid = lambda worker: os.getpid()  # type: ignore[method-assign]
+    threading.current_thread().name = "worker 1"
+    found = membership.whereabouts(1)
+    assert found is not None
+    assert "in test_a_worker_of_this_host_is_looked_at_here" in found.line
+
+
+def test_a_worker_of_another_host_is_looked_at_by_one_beside_it_before_it_is_ended(
+    membership: Membership, launcher: Visitors
+) -> None:
+    come(membership, launcher, "elsewhere", "elsewhere", "a third")
+    for worker in (1, 2, 3):
+        assert launcher.ends[worker].receive(SECONDS)  # the welcome
+    assert membership.whereabouts(1) is None
+    membership.kill(1)
+    assert launcher.ends[2].receive(SECONDS) == {"type": "host_stack", "worker": 1, "pid": 1001}
+    assert launcher.ends[2].receive(SECONDS) == {"type": "host_kill", "pid": 1001}
+    assert [launcher.ends[w].receive(0) for w in (1, 3)] == [None, None]
+
+
+def test_a_worker_that_is_alone_on_its_host_has_a_moment_to_say_where_it_is(
+    membership: Membership, launcher: Visitors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come(membership, launcher, "elsewhere")
+    launcher.ends[1].receive(SECONDS)
+    assert membership.whereabouts(1) is None
+    assert launcher.ends[1].receive(SECONDS) == {"type": "host_stack", "worker": 1, "pid": 1001}
+    membership.kill(1)
+    assert membership.overdue() == []
+    later = time.monotonic() + ANSWER_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert membership.overdue() == [1]
 
 
 # --- hearing ---------------------------------------------------------------------------------------------------------
