@@ -91,7 +91,7 @@ def race(
     rules: Annotated[str | None, typer.Option(help="Who takes part, as sgd,adam; all seven unless given.")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Race the seven update rules over a function, and draw where they went (needs dtrain[plots])."""
+    """Race the seven update rules over a function, and draw where they went (with the extra plots)."""
     from dtrain.jobs import racing
 
     course, walks = racing.race(target, start, steps, lr or [], rules)
