@@ -214,7 +214,7 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "bytes",
         (),
-        "Bytes of the shards' gradients that were added up.",
+        "Bytes of the shards' gradients that were added up, without those of tables.",
         "How much does the all-reduce sum a second? (rate)",
     ),
     Metric(

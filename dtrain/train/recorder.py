@@ -75,7 +75,7 @@ class Recorder:
                     weight_norms=state.weight_norms(step) if is_sampled else None,
                     update_norms=state.update_norms(step) if is_sampled else None,
                     noise=self._noise_of(step, norm, present) if is_sampled else None,
-                    summed_bytes=present * state.layout.nbytes,
+                    summed_bytes=present * state.layout.dense_nbytes,
                     barrier_skew=skew if is_last else None,
                     slowest_worker=slowest if is_last else None,
                     resident_bytes=resident if is_last else None,

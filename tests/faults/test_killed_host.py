@@ -127,6 +127,7 @@ def test_deaths_change_no_bit(brake: Path, where: list[int], acts: list[Act]) ->
     assert outcome.restarts >= len(acts)
 
 
+@pytest.mark.slow
 def test_deaths_change_no_bit_of_a_table(brake: Path) -> None:
     """The rows that the hosts have told each other are sent again, and rows that are kept are kept where they are."""
     model = Path("my_model.py")
