@@ -44,6 +44,14 @@ def test_they_are_the_same_for_any_number_of_workers() -> None:
         assert other.fingerprint == outcome.fingerprint
 
 
+def test_they_are_the_same_where_shards_sum_something_in_the_middle_of_a_step() -> None:
+    """Synchronised batch norm: the calls of a shard are cut into stretches, and so is the forward pass."""
+    alone, _ = figures(0, model__batch_norm="synchronised", steps=3)
+    others, _ = figures(2, model__batch_norm="synchronised", steps=3)
+    assert len(alone) == 3
+    assert others == alone
+
+
 def test_they_are_the_norms_of_the_parameters_and_of_what_they_have_moved() -> None:
     found, last = figures(0)
     _, before = figures(0, steps=STEPS - 1)
