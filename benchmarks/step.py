@@ -156,6 +156,7 @@ class DtrainRun(Observer):
         self._phases = np.zeros((workers, len(PHASES)))
         self._start = self._start_cpu = 0.0
         self._evaluated_step = 0
+        self._is_closing = False
         launcher = LocalLauncher(program_payload(program, max_workers(workers)))
         chosen = RunSettings(workers=workers, timeout_seconds=60.0, **settings)
         self._service = Service(program, chosen, launcher, numerics_class(), observer=self)
@@ -174,6 +175,7 @@ class DtrainRun(Observer):
     def close(self) -> None:
         """End the run, also in the middle."""
         self._service.request_stop()
+        self._is_closing = True
         self._go.put(False)
         self._thread.join()
         self._log.close()
@@ -190,6 +192,8 @@ class DtrainRun(Observer):
             self._done.put(error)
 
     def _wait(self) -> None:
+        if self._is_closing:  # a short segment may be over before the stop is seen
+            return
         self._go.get()
         self._current, self._phases[:] = Segment(self._segment_steps), 0.0
         self._start, self._start_cpu = perf_counter(), thread_time()

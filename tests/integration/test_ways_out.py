@@ -20,12 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dtrain.errors import InputError
 from dtrain.jobs.backend import LocalBackend
 from dtrain.jobs.build import build
+from dtrain.jobs.exposure import exposed
 from dtrain.jobs.run import run_job
 from dtrain.jobs.run_directory import RunDirectory
 from dtrain.jobs.spec import parse_spec
 from dtrain.jobs.watcher import Watcher
 from dtrain.monitor.endpoint import MetricsEndpoint
 from dtrain.monitor.exporter import Handler
+from dtrain.monitor.run_metrics import RunMetrics
 from dtrain.train.observer import Observer
 from tests.support import DIGITS, command, events_of, has_stepped, popen, result_of, spec_of, train, wait_until
 
@@ -183,6 +185,20 @@ def test_a_folder_that_cannot_be_is_one_line_before_the_run_starts(key: str, tmp
     ):
         run_here(tmp_path, **{key: "taken/x.prom"})
     assert events_of(tmp_path / "run") == []
+
+
+def test_a_run_that_breaks_off_is_left_behind_as_failed(tmp_path: Path) -> None:
+    spec = parse_spec({**DIGITS, "monitor": {"textfile": "run.prom"}}, base_dir=tmp_path)
+    metrics = RunMetrics()
+    metrics.started(10)
+
+    def break_off(directory: RunDirectory) -> None:
+        with exposed(spec, metrics, directory, print):
+            raise RuntimeError
+
+    with RunDirectory.create("job", path=tmp_path / "run") as directory, pytest.raises(RuntimeError):
+        break_off(directory)
+    assert 'state="failed"} 1.0' in (tmp_path / "run.prom").read_text()
 
 
 @pytest.fixture
