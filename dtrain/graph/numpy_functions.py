@@ -387,6 +387,7 @@ METHODS.update(
     {
         "getitem": indexing.getitem,
         "setitem": assignment.setitem,
+        "in_place": assignment.in_place,
         "transpose": shape.transpose,
         "sum": reduction.sum,
         "mean": statistics.mean,

@@ -148,3 +148,44 @@ class Operators:
         return self
 
     __hash__ = object.__hash__
+
+    # In place: the handle, and every other name of it, stands for the new value.
+
+    def __iadd__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.add](self, other))
+
+    def __isub__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.subtract](self, other))
+
+    def __imul__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.multiply](self, other))
+
+    def __itruediv__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.divide](self, other))
+
+    def __ifloordiv__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.floor_divide](self, other))
+
+    def __imod__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.remainder](self, other))
+
+    def __ipow__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.power](self, other))
+
+    def __imatmul__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.matmul](self, other))
+
+    def __iand__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.bitwise_and](self, other))
+
+    def __ior__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.bitwise_or](self, other))
+
+    def __ixor__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.bitwise_xor](self, other))
+
+    def __ilshift__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.left_shift](self, other))
+
+    def __irshift__(self, other: Any) -> Any:
+        return METHODS["in_place"](self, UFUNCS[np.right_shift](self, other))

@@ -86,6 +86,8 @@ def changed_in_pytorch(x: Any) -> Any:
     ]) + zero  # fmt: skip
 
 
+row("svd of one triangle", lambda x: np.linalg.svd(x + x.T, hermitian=True)[1] * np.linalg.svd(x + x.T)[1],
+    lambda x: torch.linalg.svdvals(x + x.T) ** 2, real("square", 3, 3))  # fmt: skip
 row("changes in place", changed, changed_in_pytorch, real("square", 3, 3))
 
 # -- differences, products ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dtrain.errors import TraceError
+from dtrain.errors import ShapeError, TraceError
 from dtrain.graph.conversions import carries_gradient
 from dtrain.graph.ops.indexing import Template, gather, real_index, slice_, template_of
 from dtrain.graph.ops.reduction import normalize_axes
@@ -111,6 +111,9 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         new = new.astype(x.dtype) if new.dtype != x.dtype else new
     else:
         template, arrays = template_of(index)
+        is_slice = isinstance(value, Tensor) and value.op is slice_ and value.inputs[0] is x
+        if is_slice and not arrays and value.static["index"] == template:
+            return  # what y[0] += 1 has put there already
         v: Any = as_tensor(value, x.graph)
         if v.dtype.kind == "c" and x.dtype.kind != "c":
             raise TraceError(f"assignment of complex numbers to an array of {x.dtype} at {where}: use np.real")
@@ -128,6 +131,32 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     if new.graph is not x.graph:
         raise TraceError(f"assignment to an array from outside of a loop at {where}: use x = x.copy() in the body")
     _rebind(x, new)
+
+
+def in_place(x: Tensor, new: Any) -> Any:
+    """Record x += y and its kin, given x + y: every name of x stands for the new value from here on, as in NumPy.
+
+    A number, and an argument of the function, is not changed: there the name alone is bound to the new value.
+    """
+    if not x.shape or x.op is None or x.op is alias:
+        return new
+    if new.shape != x.shape:
+        raise ShapeError(f"in-place operation at {format_line(user_line())}: {new.shape} does not fit into {x.shape}")
+    if not np.can_cast(new.dtype, x.dtype, "same_kind"):
+        raise TraceError(f"in-place operation at {format_line(user_line())}: {new.dtype} does not fit into {x.dtype}")
+    if x.op is slice_:  # as in y[0] += 1
+        base, index = x.inputs[0], real_index(x.static["index"])
+        setitem(base, index, new)
+        return base[index]
+    if x.op.is_view and x.op.name != "broadcast_to":
+        raise TraceError(
+            f"in-place operation on a view of a traced array (or on an argument) at {format_line(user_line())}: write "
+            "x = x + y instead of x += y, or use x = x.copy()"
+        )
+    if new.graph is not x.graph:
+        return new
+    _rebind(x, new if new.dtype == x.dtype else new.astype(x.dtype))
+    return x
 
 
 def _changed(x: Any, name: str) -> Tensor:

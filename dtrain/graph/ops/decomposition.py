@@ -233,6 +233,13 @@ def svd(x: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: 
             f"np.linalg.svd of shape {x.shape} with full_matrices=True has vectors without a gradient; pass "
             "full_matrices=False"
         )
+    if hermitian:  # as NumPy, from one triangle
+        values, vectors = eigh(x)
+        order = np.argsort(np.abs(values))[..., ::-1]
+        values = np.take_along_axis(values, order, axis=-1)
+        u = np.take_along_axis(vectors, order[..., None, :], axis=-1)
+        s, vh = np.abs(values), adjoint(u * np.sign(values)[..., None, :])
+        return _SVD(u, s, vh) if compute_uv else s
     s, u, vh = _unpacked(record(svd_factors, (x,)), (k,), (m, k), (k, n))
     s = np.real(s)
     return _SVD(u, s, vh) if compute_uv else s

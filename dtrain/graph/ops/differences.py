@@ -65,7 +65,7 @@ def gradient(f: Any, *spacings: Any, axis: Any = None, edge_order: int = 1) -> A
         if f.shape[a] <= edge_order:
             raise ValueError(f"np.gradient: axis {a} of shape {f.shape} needs at least {edge_order + 1} elements")
         steps = _steps(spacings[i]) if spacings else 1.0
-        results.append(np.moveaxis(_slopes(np.moveaxis(f, a, -1), steps, edge_order), -1, a))
+        results.append(np.moveaxis(_slopes(np.moveaxis(f, a, -1), steps, edge_order).astype(f.dtype), -1, a))
     return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dtrain import graph
-from dtrain.errors import TraceError
+from dtrain.errors import ShapeError, TraceError
 
 X = np.array([0.3, -1.2, 0.7, 2.0])
 
@@ -74,3 +74,41 @@ def test_floats_with_a_gradient_are_not_put_into_integers():
         return np.sum(u * x)
 
     np.testing.assert_array_equal(graph.grad(rounded)(X), [0, -1, 0, 1])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_in_place_operators_change_every_name_of_an_array(compiled):
+    def f(x):
+        u = x * 2.0
+        other, square = u, u * u
+        u += x
+        u[1:3] *= 3.0
+        u[0] -= x[3]
+        u[[0, 0, 3]] /= 2.0
+        u **= 2
+        row = u[2:]
+        row += 1.0
+        number = x[0]
+        same = number
+        number += 5.0
+        return np.sum(other * u) + np.sum(square) + same * number
+
+    value, gradient = graph.value_and_grad(f, compile=compiled)(X)
+    assert value == pytest.approx(f(X.copy()), rel=1e-14)
+    for i, step in enumerate(np.eye(4) * 1e-6):
+        assert gradient[i] == pytest.approx((f(X + step) - f(X - step)) / 2e-6, rel=1e-6)
+
+
+def test_in_place_operators_say_where_they_cannot_be_right():
+    for use, words in (
+        (lambda u, x: u.reshape(2, 2).__iadd__(1.0), r"in-place operation on a view .*write x = x \+ y"),
+        (lambda u, x: x[1:].__iadd__(1.0), "argument.* at .*use x = x.copy"),
+        (lambda u, x: u[0:1].__iadd__(x), r"\(4,\) does not fit into \(1,\)"),
+        (lambda u, x: np.argsort(x).__iadd__(x), "float64 does not fit into int64"),
+    ):
+        with pytest.raises((TraceError, ShapeError), match=words):
+            graph.grad(lambda x, use=use: np.sum(use(x.copy(), x)))(X)
+
+    x = X.copy()
+    assert graph.grad(lambda x: np.sum(x.__iadd__(1.0) * x))(x).tolist() == [2 * v + 1 for v in X]
+    assert np.array_equal(x, X)
