@@ -284,11 +284,15 @@ def test_a_rank_that_dies_in_a_phase_leaves_nothing_that_cannot_be_settled(phase
         check_death(world, world.start(watch), dying)
 
 
-@pytest.mark.parametrize("kind", [k for k in Kind if k is not Kind.VALUES])  # those of the sum of gradients
+FRAMES = {Kind.PARTIAL: 6, Kind.TOTAL: 2, Kind.FIGURES: 2, Kind.DONE: 2}
+"""About how many frames the sum of gradients sends of each kind in the first step."""
+
+
+@pytest.mark.parametrize("kind", FRAMES)
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_first_rank_that_dies_between_frames_leaves_nothing_that_cannot_be_settled(kind: Kind, after: int) -> None:
     """It has told one of the others, and not the other one."""
-    frames = {Kind.PARTIAL: 6, Kind.TOTAL: 2, Kind.FIGURES: 2, Kind.DONE: 2}[kind]  # about those of the first step
+    frames = FRAMES[kind]
 
     def wrap(host: int, links: Links) -> Any:
         return Dies(links, kind, frames + after) if host == 1 else links
