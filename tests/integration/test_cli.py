@@ -164,13 +164,15 @@ def test_a_mistake_in_the_model_names_the_users_line(job, tmp_path):
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
-@pytest.mark.parametrize(("function", "name"), [("eigvals(params['w'])", "eigvals"), ("svd(params['w'])[0]", "svd")])
+@pytest.mark.parametrize(
+    ("function", "name"), [("np.unique(params['w'])", "np.unique"), ("np.linalg.svd(params['w'])[0]", "np.linalg.svd")]
+)
 def test_a_function_that_is_not_covered_is_named(job, tmp_path, function, name):
     """Not at all, and not in this form: the vectors of a full decomposition of a matrix that is not square."""
-    (tmp_path / "my_model.py").write_text(MODEL.replace('batch["x"] @ params["w"]', f"np.linalg.{function}", 1))
+    (tmp_path / "my_model.py").write_text(MODEL.replace('batch["x"] @ params["w"]', function, 1))
     done = dtrain("run", job(model={"entry": "my_model.py"}), "--workers", 1, "--run-dir", tmp_path / "run", "-q")
     assert done.returncode == 2
-    assert f"np.linalg.{name}" in done.stderr
+    assert name in done.stderr
     assert "my_model.py:8" in done.stderr
 
 
