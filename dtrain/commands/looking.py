@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -108,6 +109,44 @@ def show_ui(
 ) -> None:
     """Serve a page that shows and compares runs, also while they last."""
     serve_page(runs or [], port, say)
+
+
+@app.command()
+def replay(
+    job_id: Annotated[str, ID],
+    step: Annotated[int, typer.Option(help="The step to run again; the first is 0.")],
+    shard: Annotated[int | None, typer.Option(help="One shard of it; the first unless given, all with --save.")] = None,
+    edge: Annotated[int | None, typer.Option(help="Print the value and the gradient of this edge.")] = None,
+    output: Annotated[str | None, typer.Option("--save", help="Write every edge into this .npz file.")] = None,
+) -> None:
+    """Run a step of a run again and show the value and the gradient of every edge."""
+    from dtrain.jobs import replaying
+
+    then = replaying.moment(find_run(job_id), step)
+    shards = [shard] if shard is not None else then.shards() if output else then.shards()[:1]
+    found = {each: replaying.edges(replaying.replayed(then, each)) for each in shards}
+    say(f"step {step} of {len(then.shards())} shards, from {then.source}")
+    for each, seen in found.items():
+        print(f"shard {each}\n{replaying.table(seen) if edge is None else replaying.shown(seen, edge)}")
+    if output:
+        replaying.save(found, Path(output))
+        say(output)
+
+
+@app.command()
+def diff(
+    one: Annotated[str, typer.Argument(metavar="RUN_A", help="A run: NAME/ID, ID alone, or its directory.")],
+    other: Annotated[str, typer.Argument(metavar="RUN_B", help="Another run.")],
+    deep: Annotated[bool, typer.Option("--deep/--quick", help="Run the step again to find what differs first.")] = True,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Find the first step at which two runs part, and the tensor, shard and edge; 1 if they do."""
+    from dtrain.jobs.comparing import compare
+
+    found = compare(find_run(one), find_run(other), deep)
+    print(json.dumps(dataclasses.asdict(found)) if as_json else found.text())
+    if found.step is not None:
+        sys.exit(1)
 
 
 @app.command()
