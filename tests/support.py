@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -151,6 +152,26 @@ def nothing_left_behind(*directories: Path) -> Iterator[None]:
     for directory in directories:
         left = [p.name for p in directory.rglob("*") if p.name.startswith(".") or p.suffix == ".tmp"]
         assert left == []
+
+
+def stop_and_resume(job: Path, whole: Path, run: Path, workers: tuple[int, int, int], steps: int) -> None:
+    """Run a job of so many steps to its end, and again with a Ctrl-C in the middle and a resume: all must be the same.
+
+    ``workers`` are those of the whole run, of the stopped one and of the resume.
+    """
+    assert dtrain("run", job, "--workers", workers[0], "--run-dir", whole, "-q").returncode == 0
+    with nothing_left_behind(run):
+        arguments = ["run", job, "--workers", workers[1], "--run-dir", run, "-q"]
+        process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_until(lambda: has_stepped(run))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert 0 < result_of(run)["step"] < steps
+        done = dtrain("resume", run, "--workers", workers[2], "-q")
+        assert done.returncode == 0, done.stderr
+    for key in ("fingerprint", "digest_chain", "eval", "train_loss", "step"):
+        assert result_of(run)[key] == result_of(whole)[key], key
 
 
 def spec_of(**changes: Any) -> JobSpec:

@@ -8,7 +8,7 @@ gives is a function of its options alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ class Task(Options):
     """Base of the tasks: so many ``sequences`` to train on, and ``held_out`` others."""
 
     section = "data"
+    stream: ClassVar[int]
+    """Where its random numbers are, among those of the seed."""
+
     sequences: int = number(30_000, at_least=1)
     held_out: int = number(256, at_least=0)
     seed: int = number(0, at_least=0, at_most=2**63 - 1)
@@ -37,15 +40,11 @@ class Task(Options):
         return Source(train, held_out)
 
     def _generator(self, counter: int) -> np.random.Generator:
-        return np.random.Generator(philox(self.seed, self._stream, counter))
+        return np.random.Generator(philox(self.seed, self.stream, counter))
 
     def _typed(self, arrays: Arrays) -> Arrays:
         """Numbers in the job's dtype; bits stay bytes."""
         return {k: a.astype(self.dtype) if a.dtype.kind == "f" else a.view(np.uint8) for k, a in arrays.items()}
-
-    @property
-    def _stream(self) -> int:
-        raise NotImplementedError
 
     def make(self, rng: np.random.Generator, n: int) -> Arrays:
         """Make ``n`` sequences: x, y and asked, of bools where they are bits."""
@@ -64,7 +63,7 @@ class Copy(Task):
     """Read ``shortest`` to ``longest`` random vectors of ``bits``, then a delimiter in a channel of its own; then give
     the vectors again. x (n, 2·longest + 1, bits + 1), y (…, bits)."""
 
-    _stream = COPY
+    stream: ClassVar[int] = COPY
     bits: int = number(8, at_least=1)
     shortest: int = number(1, at_least=1)
     longest: int = number(20, at_least=1)
@@ -94,7 +93,7 @@ class RepeatCopy(Task):
     time of the count; y (…, bits + 1).
     """
 
-    _stream = REPEAT
+    stream: ClassVar[int] = REPEAT
     sequences: int = number(60_000, at_least=1)
     bits: int = number(8, at_least=1)
     shortest: int = number(1, at_least=1)
@@ -130,7 +129,7 @@ class AssociativeRecall(Task):
     x (n, (most + 1)·(vectors + 1) + 1 + vectors, bits + 2), y (…, bits).
     """
 
-    _stream = RECALL
+    stream: ClassVar[int] = RECALL
     sequences: int = number(60_000, at_least=1)
     bits: int = number(6, at_least=1)
     vectors: int = number(3, at_least=1)
@@ -167,7 +166,7 @@ class NGrams(Task):
     ``optimum`` (n,) is the loss in nats of the best guess, (N₁ + ½)/(N₀ + N₁ + 1) from the counts so far (equation 10).
     """
 
-    _stream = NGRAMS
+    stream: ClassVar[int] = NGRAMS
     sequences: int = number(30_000, at_least=1)
     length: int = number(200, at_least=2)
     order: int = number(6, at_least=1, at_most=16)
@@ -202,7 +201,7 @@ class PrioritySort(Task):
     The last channel of x is 1 while the vectors come.
     """
 
-    _stream = SORT
+    stream: ClassVar[int] = SORT
     bits: int = number(8, at_least=1)
     vectors: int = number(20, at_least=1)
     given: int = number(16, at_least=1)

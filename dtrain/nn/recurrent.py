@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.graph import scan
+from dtrain.nn.initializers import xavier, zeros
 from dtrain.nn.layers import sigmoid
 
 
@@ -28,6 +29,17 @@ def _lstm_step(projected: Any, h: Any, c: Any, u: Any) -> tuple[Any, Any]:
     i, f, g, o = _gates(projected + h @ u, 4)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
+
+
+def lstm_init(rng: np.random.Generator, inputs: int, size: int) -> dict[str, Any]:
+    """Fresh float32 w, u and b of an LSTM; the forget gate's bias begins at 1 (Jozefowicz et al. 2015)."""
+    bias = zeros(4 * size)
+    bias[size : 2 * size] = 1
+    return {
+        "w": xavier(rng, (inputs, 4 * size), fan_out=size),
+        "u": xavier(rng, (size, 4 * size), fan_out=size),
+        "b": bias,
+    }
 
 
 def lstm_cell(x: Any, h: Any, c: Any, w: Any, u: Any, b: Any) -> tuple[Any, Any]:

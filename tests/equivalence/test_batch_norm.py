@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,13 @@ from dtrain.nn.running import Running
 from dtrain.train.observer import Observer
 from tests.support import (
     DIGITS,
-    command,
     dtrain,
-    has_stepped,
     nothing_left_behind,
     result_of,
     spec_of,
     steps_of,
+    stop_and_resume,
     train,
-    wait_until,
 )
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -96,19 +92,7 @@ def test_a_stop_and_a_resume_with_other_workers_change_nothing(tmp_path):
     model = {**DIGITS["model"], "batch_norm": True}
     job.write_text(yaml.safe_dump({**DIGITS, "model": model, "epochs": 200, "eval": {"every": "10 epoch"}}))
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert dtrain("run", job, "--workers", 2, "--run-dir", whole, "-q").returncode == 0
-    with nothing_left_behind(run):
-        arguments = ["run", job, "--workers", 2, "--run-dir", run, "-q"]
-        process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(lambda: has_stepped(run))
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert 0 < result_of(run)["step"] < 200 * 12
-        done = dtrain("resume", run, "--workers", 3, "-q")
-        assert done.returncode == 0, done.stderr
-    for key in ("fingerprint", "digest_chain", "eval", "train_loss", "step"):
-        assert result_of(run)[key] == result_of(whole)[key], key
+    stop_and_resume(job, whole, run, (2, 2, 3), 200 * 12)
     assert [s["loss"] for s in steps_of(run)] == [s["loss"] for s in steps_of(whole)]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 from functools import cache
 from typing import Any
 
@@ -15,7 +13,11 @@ from dtrain.jobs.spec import JobSpec, parse_spec
 from dtrain.train.observer import Observer
 from tests.backends import run_mpi
 from tests.faults import deaths
-from tests.support import command, dtrain, has_stepped, nothing_left_behind, result_of, train, wait_until
+from tests.support import (
+    dtrain,
+    stop_and_resume,
+    train,
+)
 
 SIZES = {"tables": 5, "rows": 400}
 JOB: dict[str, Any] = {
@@ -110,19 +112,7 @@ def test_a_stop_and_a_resume_with_other_workers_change_nothing(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump({**JOB, "epochs": 100, "eval": {"every": "50 epoch"}}))
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert dtrain("run", job, "--workers", 1, "--run-dir", whole, "-q").returncode == 0
-    with nothing_left_behind(run):
-        arguments = ["run", job, "--workers", 2, "--run-dir", run, "-q"]
-        process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(lambda: has_stepped(run))
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert 0 < result_of(run)["step"] < 100 * 5
-        done = dtrain("resume", run, "--workers", 3, "-q")
-        assert done.returncode == 0, done.stderr
-    for key in ("fingerprint", "digest_chain", "eval", "train_loss", "step"):
-        assert result_of(run)[key] == result_of(whole)[key], key
+    stop_and_resume(job, whole, run, (1, 2, 3), 100 * 5)
 
 
 @pytest.mark.parametrize(("ranks", "ranks_per_host"), [(2, 1), (5, 2)])

@@ -140,10 +140,16 @@ def _many(transform: Any, default: Any) -> Any:
     return run
 
 
+def _different(axes: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    if len({axis for axis, _ in axes}) < len(axes):
+        raise ValueError("np.fft: a transform of real numbers takes each axis once; call the one-dimensional ones")
+    return axes
+
+
 def _many_real(default: Any) -> Any:
     def run(a: Any, s: Any = None, axes: Any = default, norm: Any = None, out: None = None) -> Any:
         x = as_tensor(a)
-        *others, (axis, n) = _axes(x, s, axes)
+        *others, (axis, n) = _different(_axes(x, s, axes))
         x = rfft(x, n, axis, norm)
         for axis, n in reversed(others):
             x = fft(x, n, axis, norm)
@@ -155,7 +161,7 @@ def _many_real(default: Any) -> Any:
 def _many_to_real(default: Any) -> Any:
     def run(a: Any, s: Any = None, axes: Any = default, norm: Any = None, out: None = None) -> Any:
         x = as_tensor(a)
-        *others, (last, n) = _axes(x, s, axes)
+        *others, (last, n) = _different(_axes(x, s, axes))
         for axis, size in others:
             x = ifft(x, size, axis, norm)
         return irfft(x, n, last, norm)

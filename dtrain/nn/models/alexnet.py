@@ -13,6 +13,7 @@ from dtrain.errors import InputError
 from dtrain.nn.convolution import conv
 from dtrain.nn.initializers import he, normal, xavier, zeros
 from dtrain.nn.layers import dropout, linear, relu, tanh
+from dtrain.nn.models.images import side_of
 from dtrain.nn.models.model import Model, Params
 from dtrain.nn.normalisation import local_response_norm
 from dtrain.nn.pooling import max_pool
@@ -78,7 +79,8 @@ class AlexNet(Model):
     dropout: float = number(0.5, at_least=0, below=1)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
-        form, side, depth = FORMS[self.form], self._side(features), self.channels
+        form, depth = FORMS[self.form], self.channels
+        side = size = side_of("alexnet", features, self.channels)
         is_paper = self.initial == "paper"
         convolutions = []
         for i, each in enumerate(form.convolutions):
@@ -90,8 +92,8 @@ class AlexNet(Model):
             side = (side - 3) // 2 + 1 if i in POOLED else side
             if side < 1:
                 raise InputError(
-                    f"model.form: the images of {self._side(features)} by {self._side(features)} are too small for "
-                    f"{self.form}; choose small, or give larger images"
+                    f"model.form: the images of {size} by {size} are too small for {self.form}; choose small, or give "
+                    "larger images"
                 )
         *inner, last = pairwise((depth * side * side, *form.hidden, classes))
         layers = [
@@ -101,17 +103,9 @@ class AlexNet(Model):
         w = normal(rng, last, 0.01) if is_paper else xavier(rng, last)
         return {"convolutions": convolutions, "layers": [*layers, {"w": w, "b": zeros(classes)}]}
 
-    def _side(self, features: int) -> int:
-        side = math.isqrt(features // self.channels)
-        if side * side * self.channels != features:
-            raise InputError(
-                f"model alexnet: expected square images of {self.channels} channel{'s' * (self.channels > 1)}, got "
-                f"{features} numbers a sample; set model.channels, or choose another model"
-            )
-        return side
-
     def predict(self, params: Params, x: Any) -> Any:
-        form, active, side = FORMS[self.form], relu if self.activation == "relu" else tanh, self._side(x.shape[1])
+        form, active = FORMS[self.form], relu if self.activation == "relu" else tanh
+        side = side_of("alexnet", x.shape[1], self.channels)
         x = np.reshape(x, (x.shape[0], self.channels, side, side))
         for i, (each, layer) in enumerate(zip(form.convolutions, params["convolutions"], strict=True)):
             x = conv(x, layer["w"], each.stride, each.padding, groups=each.groups) + layer["b"][:, None, None]

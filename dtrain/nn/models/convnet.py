@@ -13,6 +13,7 @@ from dtrain.errors import InputError
 from dtrain.nn.convolution import conv
 from dtrain.nn.initializers import he, xavier, zeros
 from dtrain.nn.layers import dropout, linear, relu
+from dtrain.nn.models.images import side_of
 from dtrain.nn.models.model import Model, Params
 from dtrain.nn.pooling import max_pool
 from dtrain.options import number
@@ -33,7 +34,7 @@ class ConvNet(Model):
     dropout: float = number(0.0, at_least=0, below=1)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
-        side = self._side(features)
+        side = side_of("convnet", features, self.channels)
         depths = (self.channels, *self.filters)
         convolutions = []
         for before, after in pairwise(depths):
@@ -41,7 +42,7 @@ class ConvNet(Model):
             convolutions.append({"w": he(rng, shape, math.prod(shape[1:])), "b": zeros(after)})
             side = (side + 2 * (self.kernel // 2) - self.kernel + 1) // 2
         if side < 1:
-            size = self._side(features)
+            size = side_of("convnet", features, self.channels)
             raise InputError(
                 f"model.filters: the images of {size} by {size} are too small for {len(self.filters)} poolings; "
                 "give fewer filters"
@@ -50,17 +51,8 @@ class ConvNet(Model):
         layers = [{"w": he(rng, shape), "b": zeros(shape[1])} for shape in inner]
         return {"convolutions": convolutions, "layers": [*layers, {"w": xavier(rng, last), "b": zeros(last[1])}]}
 
-    def _side(self, features: int) -> int:
-        side = math.isqrt(features // self.channels)
-        if side * side * self.channels != features:
-            raise InputError(
-                f"model convnet: expected square images of {self.channels} channel{'s' * (self.channels > 1)}, got "
-                f"{features} numbers a sample; set model.channels, or choose another model"
-            )
-        return side
-
     def predict(self, params: Params, x: Any) -> Any:
-        side = self._side(x.shape[1])
+        side = side_of("convnet", x.shape[1], self.channels)
         x = np.reshape(x, (x.shape[0], self.channels, side, side))
         for each in params["convolutions"]:
             x = conv(x, each["w"], padding=self.kernel // 2) + each["b"][:, None, None]

@@ -13,7 +13,7 @@ import numpy as np
 from dtrain.nn.initializers import xavier, zeros
 from dtrain.nn.layers import linear
 from dtrain.nn.models.model import Model, Params
-from dtrain.nn.recurrent import lstm
+from dtrain.nn.recurrent import lstm, lstm_init
 from dtrain.options import number
 
 
@@ -32,20 +32,9 @@ class DeepLSTM(Model):
     layers: int = number(3, at_least=1)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
-        layers, size = [], self.units
-        for i in range(self.layers):
-            seen = features + (size if i else 0)
-            bias = zeros(4 * size)
-            bias[size : 2 * size] = 1
-            layers.append(
-                {
-                    "w": xavier(rng, (seen, 4 * size), fan_out=size),
-                    "u": xavier(rng, (size, 4 * size), fan_out=size),
-                    "b": bias,
-                    "h": zeros(size),
-                    "c": zeros(size),
-                }
-            )
+        size = self.units
+        seen = [features, *[features + size] * (self.layers - 1)]
+        layers = [{**lstm_init(rng, inputs, size), "h": zeros(size), "c": zeros(size)} for inputs in seen]
         return {"layers": layers, "head": {"w": xavier(rng, (self.layers * size, classes)), "b": zeros(classes)}}
 
     def predict(self, params: Params, x: Any) -> Any:

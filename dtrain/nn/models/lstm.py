@@ -11,7 +11,7 @@ from dtrain.nn.attention import embedding
 from dtrain.nn.initializers import normal, xavier, zeros
 from dtrain.nn.layers import dropout, linear
 from dtrain.nn.models.model import Model, Params
-from dtrain.nn.recurrent import lstm
+from dtrain.nn.recurrent import lstm, lstm_init
 from dtrain.options import number
 
 
@@ -31,18 +31,8 @@ class LSTM(Model):
     dropout: float = number(0.0, at_least=0, below=1)
 
     def init(self, rng: np.random.Generator, features: int, classes: int) -> Params:
-        layers = []
-        for i in range(self.layers):
-            fan_in, size = self.width if i == 0 else self.units, self.units
-            bias = zeros(4 * size)
-            bias[size : 2 * size] = 1
-            layers.append(
-                {
-                    "w": xavier(rng, (fan_in, 4 * size), fan_out=size),
-                    "u": xavier(rng, (size, 4 * size), fan_out=size),
-                    "b": bias,
-                }
-            )
+        sizes = [self.width, *[self.units] * (self.layers - 1)]
+        layers = [lstm_init(rng, size, self.units) for size in sizes]
         return {
             "token": normal(rng, (classes, self.width), 1.0),
             "layers": layers,

@@ -13,7 +13,7 @@ from dtrain.nn.initializers import xavier, zeros
 from dtrain.nn.layers import linear, sigmoid
 from dtrain.nn.memory import content_weights, interpolate, read, sharpen, shift, write
 from dtrain.nn.models.model import Model, Params
-from dtrain.nn.recurrent import lstm_cell
+from dtrain.nn.recurrent import lstm_cell, lstm_init
 from dtrain.options import number
 
 SHIFTS = 3
@@ -57,13 +57,7 @@ class NTM(Model):
         }
         params["start"]["places"][:, 0] = FIRST
         if self.controller == "lstm":
-            bias = zeros(4 * u)
-            bias[u : 2 * u] = 1
-            params["controller"] = {
-                "w": xavier(rng, (seen, 4 * u), fan_out=u),
-                "u": xavier(rng, (u, 4 * u), fan_out=u),
-                "b": bias,
-            }
+            params["controller"] = lstm_init(rng, seen, u)
             params["start"] |= {"h": zeros(u), "c": zeros(u)}
         else:
             params["controller"] = {"w": xavier(rng, (seen, u)), "b": zeros(u)}

@@ -383,3 +383,9 @@ def test_one_element_is_a_scalar_as_in_autograd():
     np.testing.assert_array_equal(gradient, [2, 4])
     with pytest.raises(TraceError, match=r"must return a scalar .*got shape \(2,\); made at"):
         graph.grad(lambda x: x * x)(np.array([1.0, 2.0]))
+
+
+def test_a_transform_of_real_numbers_takes_each_axis_once():
+    for f in (np.fft.rfftn, np.fft.irfftn):
+        with pytest.raises(ValueError, match="takes each axis once; call the one-dimensional ones"):
+            graph.trace(lambda x, f=f: np.abs(f(x, axes=(0, 0))), np.ones((4, 4)))
