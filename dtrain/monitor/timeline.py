@@ -51,7 +51,7 @@ def timeline(events: Iterable[Mapping[str, Any]], is_running: bool) -> dict[str,
             generations.append({"time": time, "generation": event.get("generation"), "members": members})
         if kind == "checkpoint":
             checkpoints.append({"time": time, "step": event.get("step")})
-        told.append({"time": time, "event": kind, "text": str(event.get("text") or _described(event))})
+        told.append({"time": time, "event": kind, "text": str(event.get("text") or described(event))})
     leave(since, is_running)
     return {
         "bars": sorted(bars, key=lambda bar: (bar["worker"], bar["start"]))[-2000:],
@@ -70,7 +70,8 @@ def unix_time(text: Any, otherwise: float) -> float:
         return otherwise
 
 
-def _described(event: Mapping[str, Any]) -> str:
+def described(event: Mapping[str, Any]) -> str:
+    """What an event without a text of its own says, in one line."""
     kind = event.get("event")
     if kind == "started":
         return f"started at step {event.get('step')} of {event.get('steps')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from dtrain.comm.layout import split_evenly
 from dtrain.monitor.records import EvalRecord, StepRecord
+from dtrain.monitor.timeline import described, unix_time
 
 _POINTS = 512
 _RECENT = 50
@@ -27,7 +27,7 @@ def is_noted(event: Mapping[str, Any]) -> bool:
     return event["event"] in NOTED or (event["event"] == "nonfinite" and event["is_skipped"])
 
 
-class History:
+class Course:
     """The course of a figure over the whole run in a bounded number of points: means of equally many steps each."""
 
     def __init__(self) -> None:
@@ -76,9 +76,8 @@ class Event:
 
     @property
     def text(self) -> str:
-        """What happened in one line: its text, or else its values."""
-        values = {name: value for name, value in self.values.items() if name not in ("time", "event")}
-        return str(values.get("text") or ", ".join(f"{name} {value}" for name, value in values.items()))
+        """What happened, in one line."""
+        return str(self.values.get("text") or described(self.values))
 
 
 class RunView:
@@ -93,7 +92,7 @@ class RunView:
         self.step = 0
         self.record: StepRecord | None = None
         self.eval: EvalRecord | None = None
-        self.loss, self.gradient_norm = History(), History()
+        self.loss, self.gradient_norm = Course(), Course()
         self.stepped_at: float | None = None  # seconds since the epoch
         self.started_at: float | None = None
         self.checkpoint_at: float | None = None
@@ -105,9 +104,8 @@ class RunView:
         self.lost_at: deque[float] = deque(maxlen=_EVENTS)
         self.events: deque[Event] = deque(maxlen=_EVENTS)
         self.result: Mapping[str, Any] | None = None
-        self.measured: tuple[float | None, float] | None = (
-            None  # steps and samples a second, by the clock of who shows it
-        )
+        # Steps and samples a second, by the clock of who shows it.
+        self.measured: tuple[float | None, float] | None = None
         self._recent: deque[tuple[float, int, bool]] = deque(maxlen=_RECENT)  # seconds, samples, skipped
 
     # --- taking in ---------------------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ class RunView:
 
     def take_event(self, values: Mapping[str, Any], now: float) -> None:
         """Take the next line of ``events.jsonl``; of one without a time it is ``now``."""
-        event = Event(_seconds(values.get("time"), now), str(values.get("event")), values)
+        event = Event(unix_time(values.get("time"), now), str(values.get("event")), values)
         self.events.append(event)
         match event.kind:
             case "started":
@@ -241,10 +239,3 @@ class RunView:
             "phase_seconds": {p: share * (self.step_seconds or 0.0) for p, share in known.shares.items()},
             "restarts": self.losses_by_rank.get(rank, 0),
         }
-
-
-def _seconds(time: object, now: float) -> float:
-    try:
-        return datetime.datetime.fromisoformat(str(time)).timestamp()
-    except ValueError:
-        return now

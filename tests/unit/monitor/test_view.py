@@ -10,7 +10,7 @@ import pytest
 
 from dtrain.monitor.alerts import NAMES, alerts
 from dtrain.monitor.records import EvalRecord, StepRecord
-from dtrain.monitor.view import History, RunView
+from dtrain.monitor.view import Course, RunView
 
 NOW = 1_800_000_000.0
 
@@ -58,7 +58,7 @@ def names(view: RunView, now: float = NOW) -> list[str]:
 
 
 def test_a_short_history_is_kept_as_it_is() -> None:
-    history = History()
+    history = Course()
     for value in (3.0, 1.0, 2.0):
         history.add(value)
     assert history.points(10) == history.points(3) == [3.0, 1.0, 2.0]
@@ -67,7 +67,7 @@ def test_a_short_history_is_kept_as_it_is() -> None:
 
 
 def test_a_long_history_becomes_means_of_the_whole_run() -> None:
-    history = History()
+    history = Course()
     for value in range(100_000):
         history.add(float(value))
     assert len(history._points) < 512
@@ -79,7 +79,7 @@ def test_a_long_history_becomes_means_of_the_whole_run() -> None:
 
 
 def test_a_value_that_is_not_finite_stays_seen() -> None:
-    history = History()
+    history = Course()
     for value in range(5000):
         history.add(math.inf if value == 2500 else 1.0)
     points = history.points(20)
